@@ -1,0 +1,118 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Which packages this one works with, and what to do where they do not fit.
+
+Needs the standard library only, so that it can speak where the rest cannot be
+imported.
+"""
+import importlib.util
+import re
+from importlib import metadata
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+
+class Requirement(NamedTuple):
+    """A package, the versions that fit, and the distributions that bring it."""
+
+    module: str
+    at_least: str
+    below: str
+    distributions: Tuple[str, ...]
+    needed: bool
+
+    @property
+    def range(self) -> str:
+        return f'>={self.at_least},<{self.below}'
+
+
+# Distributions come in the order onedl, openmmlab, others.
+REQUIREMENTS = (
+    Requirement('torch', '2.1', '3', ('torch', ), needed=True),
+    Requirement('mmengine', '0.10', '1', ('onedl-mmengine', 'mmengine', 'mmengine-lite'), needed=True),
+    Requirement('mmcv', '2.0.1', '3', ('onedl-mmcv', 'mmcv', 'mmcv-lite'), needed=True),
+    Requirement('mmdet', '3.2', '4', ('onedl-mmdetection', 'mmdet'), needed=False),
+    Requirement('mmseg', '1.2', '2', ('onedl-mmsegmentation', 'mmsegmentation'), needed=False),
+    Requirement('mmpretrain', '1.2', '2', ('onedl-mmpretrain', 'mmpretrain'), needed=False),
+)
+
+
+def installed_version(distribution: str) -> Optional[str]:
+    """Version of an installed distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def find_owners() -> Dict[str, Dict[str, str]]:
+    """Which installed distributions bring each package.
+
+    Returns:
+        dict[str, dict[str, str]]: For each package name, distribution and
+        version, an empty dict where it is not installed.
+    """
+    versions = {r.module: {d: installed_version(d) for d in r.distributions} for r in REQUIREMENTS}
+    return {module: {d: v for d, v in found.items() if v} for module, found in versions.items()}
+
+
+def find_problems() -> List[str]:
+    """What keeps PartialNet from working in this environment.
+
+    Returns:
+        list[str]: A sentence for each problem: the package, what was found,
+        what is allowed, and the command that mends it. Empty if all is well.
+    """
+    owners = find_owners()
+    problems = []
+    onedl = sorted(d for found in owners.values() for d in found if d.startswith('onedl-'))
+    openmmlab = sorted(d for r in REQUIREMENTS for d in owners[r.module]
+                       if not d.startswith('onedl-') and d != 'torch')
+    if onedl and openmmlab:
+        problems.append(
+            f'both sets of packages are in one environment ({", ".join(onedl)} and {", ".join(openmmlab)}): they write '
+            'into the same folders and break each other. Allowed is one of them: make a new environment '
+            '(tools/setup_env.sh onedl, or openmmlab)')
+    for requirement in REQUIREMENTS:
+        found = owners[requirement.module]
+        if not found and importlib.util.find_spec(requirement.module) is None:
+            if requirement.needed:
+                wanted = f'{requirement.distributions[0]}{requirement.range}'
+                problems.append(f'{requirement.module} is not installed; needed is {requirement.range}: '
+                                f"pip install '{wanted}'")
+            continue
+        for distribution, version in found.items():
+            if not _digits(requirement.at_least) <= _digits(version) < _digits(requirement.below):
+                problems.append(f'{distribution} {version} is installed; {requirement.module} must be '
+                                f"{requirement.range}: pip install '{distribution}{requirement.range}'")
+    missing_ops = _missing_ops(owners)
+    if missing_ops:
+        problems.append(missing_ops)
+    return problems
+
+
+def check_environment() -> None:
+    """Raises where PartialNet cannot work.
+
+    Raises:
+        ImportError: With all of :func:`find_problems`.
+    """
+    problems = find_problems()
+    if problems:
+        raise ImportError('partialnet_mm cannot work in this environment:\n' + '\n'.join(f'- {p}' for p in problems))
+
+
+def _missing_ops(owners: Dict[str, Dict[str, str]]) -> Optional[str]:
+    """mmdet and mmseg need mmcv's compiled ops; the backbone and mmpretrain do not."""
+    users = [module for module in ('mmdet', 'mmseg') if owners[module]]
+    if not users or not owners['mmcv'] or importlib.util.find_spec('mmcv._ext') is not None:
+        return None
+    (distribution, version), *_ = owners['mmcv'].items()
+    full = distribution.replace('-lite', '')
+    return (f'{distribution} {version} has no compiled ops (mmcv._ext is missing), which {" and ".join(users)} need: '
+            f'pip uninstall -y {distribution}; MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '
+            f'--no-binary {full} {full}=={version}, after torch, or tools/setup_env.sh, which does it')
+
+
+def _digits(version: str) -> Tuple[int, ...]:
+    """The numbers a version begins with: '2.14.1+cpu' is (2, 14, 1)."""
+    match = re.match(r'\d+(\.\d+)*', version)
+    return tuple(int(part) for part in match.group().split('.')) if match else ()

@@ -1,0 +1,84 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""The two PartialNet blocks."""
+import torch
+from mmcv.cnn.bricks import DropPath
+from torch import Tensor, nn
+
+from .conv_mlp import ConvMLP
+from .fusion import conv_like, fold_affine_before
+from .patconv import PartialChannelAttention, PartialSelfAttention, PartialSpatialAttention
+
+
+class PartialNetBlock(nn.Module):
+    """PartialNet block v1 (Fig. 3 (a)), the block of stages 1-3.
+
+    ``x + DropPath(layer_scale * PAT_sp(MLP(PAT_ch(x))))``
+
+    Args:
+        token_mixer (nn.Module): PAT_ch, or any layer from (B, C, H, W) to the
+            same. With a method ``output_affine`` it leaves its last norm to
+            the MLP when merged.
+        channels (int): Channels of the input and of the output.
+        norm_cfg (dict): Norms of MLP and PAT_sp. Defaults to
+            ``dict(type='BN')``.
+        act_cfg (dict): Activation of the MLP. Defaults to
+            ``dict(type='ReLU')``.
+        drop_path_rate (float): Probability of dropping the branch. Defaults
+            to 0.
+        layer_scale_init_value (float): Initial factor on each channel of the
+            branch; 0 for none. Defaults to 0.
+        deploy (bool): Whether to build the merged form. Defaults to False.
+    """
+
+    def __init__(self,
+                 token_mixer: nn.Module,
+                 channels: int,
+                 norm_cfg: dict = dict(type='BN'),
+                 act_cfg: dict = dict(type='ReLU'),
+                 drop_path_rate: float = 0.,
+                 layer_scale_init_value: float = 0.,
+                 deploy: bool = False) -> None:
+        super().__init__()
+        self.token_mixer = token_mixer
+        self.mlp = ConvMLP(channels, norm_cfg, act_cfg, channels + 1 if deploy else None, deploy)
+        self.spatial_attention = PartialSpatialAttention(channels, norm_cfg, deploy)
+        self.drop_path = DropPath(drop_path_rate)
+        self.layer_scale = None
+        # The merged form has it in its convolutions.
+        if layer_scale_init_value > 0 and not deploy:
+            self.layer_scale = nn.Parameter(torch.full((channels, 1, 1), float(layer_scale_init_value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        return x + self.drop_path(self._mix_channels(self.token_mixer(x)))
+
+    def _mix_channels(self, x: Tensor) -> Tensor:
+        x = self.spatial_attention(self.mlp(x))
+        return x if self.layer_scale is None else x * self.layer_scale
+
+    def switch_to_deploy(self) -> None:
+        """Merges all norms, PAT_sp and the layer scale; does nothing the second time."""
+        if self.spatial_attention.merged:
+            return
+        self.mlp.switch_to_deploy()
+        affine = getattr(self.token_mixer, 'output_affine', lambda: None)()
+        if affine is not None:
+            self.mlp.conv1 = fold_affine_before(self.mlp.conv1, *affine)
+        if hasattr(self.token_mixer, 'switch_to_deploy'):
+            self.token_mixer.switch_to_deploy()
+        self.mlp.conv2 = self.spatial_attention.merge_into(self.mlp.conv2, self.layer_scale)
+        self.layer_scale = None
+
+
+class PartialNetBlockV2(PartialNetBlock):
+    """PartialNet block v2 (Fig. 3 (d)), the block of stage 4.
+
+    ``x = x + PAT_sf(x)``, then ``x + DropPath(layer_scale * PAT_sp(MLP(x)))``:
+    a residual for each half keeps the training with self-attention stable.
+    Arguments as in :class:`PartialNetBlock`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        x = x + self.token_mixer(x)
+        return x + self.drop_path(self._mix_channels(x))

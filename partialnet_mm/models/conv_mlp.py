@@ -1,0 +1,47 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""The MLP of a block, in 1x1 convolutions."""
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from torch import Tensor, nn
+
+from .fusion import fold_norm_after
+
+
+class ConvMLP(nn.Module):
+    """1x1 convolution to twice the width, norm, activation, 1x1 convolution back (Fig. 3).
+
+    Args:
+        channels (int): Channels of the input and of the output.
+        norm_cfg (dict): Norm of the hidden layer. Defaults to
+            ``dict(type='BN')``.
+        act_cfg (dict): Activation. Defaults to ``dict(type='ReLU')``.
+        out_channels (int, optional): Channels of the output; None for those of
+            the input. The merged form of PAT_sp takes one more. Defaults to
+            None.
+        deploy (bool): Whether to build the merged form, in which the norm is
+            part of the first convolution. Defaults to False.
+    """
+
+    expansion = 2
+
+    def __init__(self,
+                 channels: int,
+                 norm_cfg: dict = dict(type='BN'),
+                 act_cfg: dict = dict(type='ReLU'),
+                 out_channels: 'int | None' = None,
+                 deploy: bool = False) -> None:
+        super().__init__()
+        hidden = channels * self.expansion
+        self.conv1 = nn.Conv2d(channels, hidden, 1, bias=deploy)
+        self.norm = nn.Identity() if deploy else build_norm_layer(norm_cfg, hidden)[1]
+        self.act = build_activation_layer(act_cfg)
+        self.conv2 = nn.Conv2d(hidden, out_channels or channels, 1, bias=deploy)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C_out, H, W)."""
+        return self.conv2(self.act(self.norm(self.conv1(x))))
+
+    def switch_to_deploy(self) -> None:
+        """Merges the norm into the first convolution; does nothing the second time."""
+        if not isinstance(self.norm, nn.Identity):
+            self.conv1 = fold_norm_after(self.conv1, self.norm, 'the norm of ConvMLP')
+            self.norm = nn.Identity()

@@ -1,0 +1,40 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""The embedding and merging layers before each stage."""
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+
+from .fusion import fold_norm_after
+
+
+class Downsample(nn.Module):
+    """Convolution with kernel = stride, then a norm: the stem and the merging layers (Fig. 3).
+
+    Rows and columns that fill no whole kernel are left out, so any size works.
+
+    Args:
+        in_channels (int): Channels of the input.
+        out_channels (int): Channels of the output.
+        stride (int): Kernel and stride: 4 for the stem, 2 for merging.
+        norm_cfg (dict): Norm. Defaults to ``dict(type='BN')``.
+        deploy (bool): Whether to build the merged form. Defaults to False.
+    """
+
+    def __init__(self,
+                 in_channels: int,
+                 out_channels: int,
+                 stride: int,
+                 norm_cfg: dict = dict(type='BN'),
+                 deploy: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, stride, stride, bias=deploy)
+        self.norm = nn.Identity() if deploy else build_norm_layer(norm_cfg, out_channels)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C_in, H, W) to (B, C_out, H // stride, W // stride)."""
+        return self.norm(self.conv(x))
+
+    def switch_to_deploy(self) -> None:
+        """Merges the norm into the convolution; does nothing the second time."""
+        if not isinstance(self.norm, nn.Identity):
+            self.conv = fold_norm_after(self.conv, self.norm, 'the norm of Downsample')
+            self.norm = nn.Identity()

@@ -1,0 +1,302 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""The PartialNet backbone."""
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
+from torch import Tensor, nn
+
+from ..utils.arguments import named_arguments
+from ..utils.pretrained import load_pretrained, pretrained_cfg
+from .activation_checkpoint import checkpointed
+from .block import PartialNetBlock, PartialNetBlockV2
+from .downsample import Downsample
+from .patconv import PartialChannelAttention, PartialSelfAttention
+
+
+@MODELS.register_module()
+class PartialNet(BaseModule):
+    """PartialNet, as a classification or dense prediction backbone.
+
+    Paper: `Partial Channel Network: Compute Fewer, Perform Better
+    <https://arxiv.org/abs/2502.01303>`_
+
+    Four stages of blocks, each behind a layer that divides the resolution (by
+    4, then 2, 2, 2). Stages 1-3 have :class:`PartialNetBlock` with PAT_ch,
+    stage 4 has :class:`PartialNetBlockV2` with PAT_sf; all have PAT_sp.
+
+    Args:
+        arch (str | dict): Name of a variant in :attr:`arch_settings`: 't0',
+            't1', 't2', 's', 'm', 'l', 't0-appendix', 't1-appendix'; or a dict
+            with the same keys: ``embed_dim`` (int, width of stage 1, even),
+            ``depths`` (four ints), ``num_heads`` (int), ``act_cfg`` (dict).
+            Defaults to 't0'.
+        in_channels (int): Channels of the image. Defaults to 3.
+        split_ratio (float | Sequence[float]): Part of the channels that is
+            convolved, in (0, 1]: one for all blocks, or one a block. Defaults
+            to 1/4.
+        out_indices (int | Sequence[int]): Stages whose maps are returned, 0-3
+            or, from the end, -4 to -1. Defaults to (3, ).
+        out_norm (bool, optional): Whether each returned map goes through a
+            norm of its own, ``norm{i}``. None: if more than one map is
+            returned, which is dense prediction; the paper's classifier has
+            none. Defaults to None.
+        frozen_stages (int): Stages that do not learn: -1 none, 0 the stem,
+            1-4 also stages 1 to that one with their output norms. Their norms
+            stay in evaluation mode. Defaults to -1.
+        norm_cfg (dict): Norm of all layers but the attention's. Defaults to
+            ``dict(type='BN')``.
+        act_cfg (dict, optional): Activation; None for the variant's own.
+            Defaults to None.
+        drop_path_rate (float): Stochastic depth of the last block, growing
+            linearly from 0 at the first. Defaults to 0.
+        layer_scale_init_value (float): Initial layer scale; 0 for none.
+            Defaults to 0.
+        attn_drop_rate (float): Dropout of PAT_sf's attention weights. Defaults
+            to 0.
+        proj_drop_rate (float): Dropout after PAT_sf's projection. Defaults to
+            0.
+        norm_eval (bool): Whether batch norms stay in evaluation mode while
+            training, as for 2 images a GPU. Defaults to False.
+        with_cp (bool): Whether blocks are computed twice to save memory in
+            training. Defaults to False.
+        deploy (bool): Whether to build the merged form, for checkpoints
+            written after :meth:`switch_to_deploy`. Defaults to False.
+        init_cfg (dict | list[dict], optional): Initialization; None for a
+            truncated normal of std 0.02. ``dict(type='Pretrained',
+            checkpoint=..., prefix='backbone.')`` loads a checkpoint and raises
+            if less than 90 % of the backbone arrives. Defaults to None.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        TypeError: If an argument is unknown.
+    """
+
+    arch_settings: Dict[str, dict] = {
+        't0': dict(embed_dim=32, depths=(1, 2, 6, 4), num_heads=4, act_cfg=dict(type='GELU')),
+        't1': dict(embed_dim=48, depths=(1, 2, 6, 4), num_heads=6, act_cfg=dict(type='GELU')),
+        't2': dict(embed_dim=64, depths=(2, 2, 6, 4), num_heads=6, act_cfg=dict(type='ReLU', inplace=True)),
+        's': dict(embed_dim=96, depths=(2, 2, 9, 4), num_heads=6, act_cfg=dict(type='ReLU', inplace=True)),
+        'm': dict(embed_dim=128, depths=(2, 3, 16, 4), num_heads=6, act_cfg=dict(type='ReLU', inplace=True)),
+        'l': dict(embed_dim=160, depths=(2, 3, 20, 4), num_heads=6, act_cfg=dict(type='ReLU', inplace=True)),
+        # Blocks as printed in the paper's appendix. They do not give the sizes printed beside
+        # them, those of 't0' and 't1' above do.
+        't0-appendix': dict(embed_dim=32, depths=(1, 2, 8, 2), num_heads=4, act_cfg=dict(type='GELU')),
+        't1-appendix': dict(embed_dim=48, depths=(1, 2, 8, 2), num_heads=6, act_cfg=dict(type='GELU')),
+    }
+    num_stages = 4
+    min_size = 32
+
+    @named_arguments
+    def __init__(self,
+                 arch: Union[str, dict] = 't0',
+                 in_channels: int = 3,
+                 split_ratio: Union[float, Sequence[float]] = 0.25,
+                 out_indices: Union[int, Sequence[int]] = (3, ),
+                 out_norm: Optional[bool] = None,
+                 frozen_stages: int = -1,
+                 norm_cfg: dict = dict(type='BN'),
+                 act_cfg: Optional[dict] = None,
+                 drop_path_rate: float = 0.,
+                 layer_scale_init_value: float = 0.,
+                 attn_drop_rate: float = 0.,
+                 proj_drop_rate: float = 0.,
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
+                 deploy: bool = False,
+                 init_cfg: Union[dict, List[dict], None] = None) -> None:
+        # A pretrained checkpoint comes over the ordinary initialization: see init_weights.
+        self.pretrained = pretrained_cfg(init_cfg)
+        if init_cfg is None or self.pretrained is not None:
+            init_cfg = [
+                dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.),
+                dict(type='Constant', layer=['_BatchNorm', 'LayerNorm', 'GroupNorm'], val=1., bias=0.),
+            ]
+        super().__init__(init_cfg)
+
+        settings = self._check_arch(arch)
+        depths, num_heads = settings['depths'], settings['num_heads']
+        act_cfg = act_cfg or settings['act_cfg']
+        split_ratios = self._check_split_ratio(split_ratio, sum(depths))
+        self.out_indices = self._check_out_indices(out_indices)
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= self.num_stages:
+            raise ValueError(f'frozen_stages must be an int from -1 (none) to {self.num_stages} (all), '
+                             f'got {frozen_stages!r}')
+        for name, rate in (('drop_path_rate', drop_path_rate), ('attn_drop_rate', attn_drop_rate),
+                           ('proj_drop_rate', proj_drop_rate)):
+            if not 0 <= rate < 1:
+                raise ValueError(f'{name} must lie in [0, 1), got {rate!r}')
+
+        self.arch = arch
+        self.in_channels = in_channels
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self.depths = depths
+        self.channels = tuple(settings['embed_dim'] * 2**i for i in range(self.num_stages))
+
+        self.downsample_layers = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        block_index = 0
+        for i, (channels, depth) in enumerate(zip(self.channels, depths)):
+            self.downsample_layers.append(
+                Downsample(self.channels[i - 1] if i else in_channels, channels, 2 if i else 4, norm_cfg, deploy))
+            blocks = nn.Sequential()
+            for _ in range(depth):
+                ratio = split_ratios[block_index]
+                if i < self.num_stages - 1:
+                    block_type: type = PartialNetBlock
+                    mixer: nn.Module = PartialChannelAttention(channels, ratio, norm_cfg, deploy)
+                else:
+                    block_type = PartialNetBlockV2
+                    mixer = PartialSelfAttention(channels, num_heads, ratio, attn_drop_rate, proj_drop_rate)
+                blocks.append(block_type(mixer, channels, norm_cfg, act_cfg, drop_path_rates[block_index],
+                                         layer_scale_init_value, deploy))
+                block_index += 1
+            self.stages.append(blocks)
+        if out_norm is None:
+            out_norm = len(self.out_indices) > 1
+        for i in self.out_indices:
+            norm = build_norm_layer(norm_cfg, self.channels[i])[1] if out_norm else nn.Identity()
+            self.add_module(f'norm{i}', norm)
+        self._freeze_stages()
+
+    @classmethod
+    def _check_arch(cls, arch: Union[str, dict]) -> dict:
+        if isinstance(arch, str):
+            if arch.lower() not in cls.arch_settings:
+                raise ValueError(f'arch {arch!r} is unknown; allowed are {sorted(cls.arch_settings)} or a dict')
+            return cls.arch_settings[arch.lower()]
+        keys = set(cls.arch_settings['t0'])
+        if not isinstance(arch, dict) or set(arch) != keys:
+            raise ValueError(f'arch must be a name or a dict with the keys {sorted(keys)}, got {arch!r}')
+        if len(arch['depths']) != cls.num_stages or min(arch['depths']) < 1:
+            raise ValueError(f"arch['depths'] must be {cls.num_stages} positive numbers, got {arch['depths']!r}")
+        if arch['embed_dim'] < 2 or arch['embed_dim'] % 2:
+            raise ValueError(f"arch['embed_dim'] must be even and positive, got {arch['embed_dim']!r}")
+        if arch['num_heads'] < 1:
+            raise ValueError(f"arch['num_heads'] must be positive, got {arch['num_heads']!r}")
+        return arch
+
+    @staticmethod
+    def _check_split_ratio(split_ratio: Union[float, Sequence[float]], num_blocks: int) -> List[float]:
+        ratios = [split_ratio] * num_blocks if isinstance(split_ratio, (int, float)) else list(split_ratio)
+        if len(ratios) != num_blocks:
+            raise ValueError(f'split_ratio must be one number or one for each of the {num_blocks} blocks, '
+                             f'got {len(ratios)}: {split_ratio!r}')
+        wrong = [ratio for ratio in ratios if not 0 < ratio <= 1]
+        if wrong:
+            raise ValueError(f'split_ratio must lie in (0, 1], got {wrong[0]!r}')
+        return ratios
+
+    @classmethod
+    def _check_out_indices(cls, out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
+        indices = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
+        positive = tuple(i + cls.num_stages if i < 0 else i for i in indices)
+        if not indices or any(not 0 <= i < cls.num_stages for i in positive) or len(set(positive)) < len(positive):
+            raise ValueError(f'out_indices must be different stages from {-cls.num_stages} to {cls.num_stages - 1}, '
+                             f'got {out_indices!r}')
+        return tuple(sorted(positive))
+
+    def init_weights(self) -> None:
+        """Initializes the weights, from the checkpoint of ``init_cfg`` where one is named.
+
+        Raises:
+            FileNotFoundError: If the checkpoint is not there.
+            ValueError: If it cannot be read, or belongs to another network.
+        """
+        super().init_weights()
+        if self.pretrained is not None:
+            load_pretrained(self, **self.pretrained)
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """Computes the maps of the stages in ``out_indices``.
+
+        Args:
+            x (Tensor): Images, (B, in_channels, H, W), H and W at least 32.
+
+        Returns:
+            tuple[Tensor]: (B, C_i, H // s_i, W // s_i) for strides s of 4, 8,
+            16 and 32, in the order of the stages.
+
+        Raises:
+            ValueError: If the input has another shape.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < self.min_size:
+            raise ValueError(f'PartialNet needs images of shape (B, {self.in_channels}, H, W) with H and W of at '
+                             f'least {self.min_size}, got {tuple(x.shape)}')
+        outs = []
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
+            x = downsample(x)
+            for block in stage:
+                x = checkpointed(block, x) if self.with_cp and self.training else block(x)
+            if i in self.out_indices:
+                outs.append(getattr(self, f'norm{i}')(x))
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> 'PartialNet':
+        """Sets the mode, with frozen stages and, for ``norm_eval``, all batch norms kept in evaluation mode."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze_stages(self) -> None:
+        frozen: List[nn.Module] = []
+        if self.frozen_stages >= 0:
+            frozen.append(self.downsample_layers[0])
+        for i in range(self.frozen_stages):
+            frozen += [self.downsample_layers[i], self.stages[i]]
+            if i in self.out_indices:
+                frozen.append(getattr(self, f'norm{i}'))
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def switch_to_deploy(self) -> None:
+        """Merges norms and PAT_sp into the convolutions beside them (Sec. 3.1, appendix Fig. 1 (d)).
+
+        The outputs in evaluation mode stay the same to rounding. Norms of
+        returned maps remain: a sum comes before them. Does nothing the second
+        time.
+
+        Raises:
+            TypeError: If ``norm_cfg`` is not a batch norm.
+            ValueError: If a norm has no running statistics to merge.
+        """
+        for layer in self.downsample_layers:
+            layer.switch_to_deploy()
+        for stage in self.stages:
+            for block in stage:
+                block.switch_to_deploy()
+        self.eval()
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """Depth of a parameter, for mmpretrain's layer-wise learning rate decay.
+
+        Args:
+            param_name (str): Name of the parameter.
+            prefix (str): What comes before the backbone's own names. Defaults
+                to ''.
+
+        Returns:
+            tuple[int, int]: The layer's index and the number of layers: the
+            stem is 0, each block is a layer, and a merging layer belongs to
+            the block after it.
+        """
+        num_layers = sum(self.depths) + 2
+        name = param_name[len(prefix):]
+        if not param_name.startswith(prefix) or name.split('.')[0] not in ('downsample_layers', 'stages'):
+            return num_layers - 1, num_layers
+        kind, stage, *rest = name.split('.')
+        if kind == 'downsample_layers' and stage == '0':
+            return 0, num_layers
+        block = 0 if kind == 'downsample_layers' else int(rest[0])
+        return sum(self.depths[:int(stage)]) + block + 1, num_layers

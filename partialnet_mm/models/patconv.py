@@ -1,0 +1,222 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Partial attention convolution: PAT_ch, PAT_sp and PAT_sf.
+
+Each divides the channels of its input, lets a convolution work on one part and
+an attention on the other, and joins both (Eq. (1) of the paper).
+"""
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+
+from .fusion import conv_like, norm_affine
+from .gate import GaussianGate
+from .partial_conv import split_channels
+from .rel_pos import RelativePositionBias
+
+
+class PartialChannelAttention(nn.Module):
+    """PAT_ch: 3x3 convolution beside Gaussian channel attention (Sec. 3.1).
+
+    The first part of the channels is convolved, the other one is weighted by
+    its :class:`GaussianGate` and normalized. Token mixer of stages 1-3.
+
+    Args:
+        channels (int): Channels of the input and of the output.
+        split_ratio (float): Part of the channels that is convolved, in (0, 1];
+            at 1 the layer is a plain convolution. Defaults to 1/4.
+        norm_cfg (dict): Norm of the attended part and of its gate. Defaults to
+            ``dict(type='BN')``.
+        deploy (bool): Whether to build the merged form. It leaves the norm of
+            the attended part to the layer that follows, see
+            :meth:`switch_to_deploy`. Defaults to False.
+    """
+
+    def __init__(self,
+                 channels: int,
+                 split_ratio: float = 0.25,
+                 norm_cfg: dict = dict(type='BN'),
+                 deploy: bool = False) -> None:
+        super().__init__()
+        self.split_sizes = split_channels(channels, split_ratio)
+        conv_channels, attended_channels = self.split_sizes
+        self.conv = nn.Conv2d(conv_channels, conv_channels, 3, padding=1, bias=False)
+        self.gate: Optional[GaussianGate] = None
+        self.norm: Optional[nn.Module] = None
+        if attended_channels:
+            self.gate = GaussianGate(attended_channels, norm_cfg, deploy)
+            if not deploy:
+                self.norm = build_norm_layer(norm_cfg, attended_channels)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        if self.gate is None:
+            return self.conv(x)
+        conv_part, attended = x.split(self.split_sizes, dim=1)
+        attended = attended * self.gate(attended)
+        if self.norm is not None:
+            attended = self.norm(attended)
+        return torch.cat((self.conv(conv_part), attended), dim=1)
+
+    def output_affine(self) -> 'tuple[Tensor, Tensor] | None':
+        """The scale and shift of the output that the merged form leaves out.
+
+        Returns:
+            tuple[Tensor, Tensor] | None: float64, (C,) each, 1 and 0 for the
+            convolved part; None when there is nothing to take over.
+        """
+        if self.norm is None:
+            return None
+        scale, shift = norm_affine(self.norm, 'the norm of PartialChannelAttention')
+        conv_part = scale.new_zeros(self.split_sizes[0])
+        return torch.cat((conv_part + 1, scale)), torch.cat((conv_part, shift))
+
+    def switch_to_deploy(self) -> None:
+        """Merges the gate's norm and drops the output norm.
+
+        The caller must have put :meth:`output_affine` into the 1x1 convolution
+        that follows, as :class:`PartialNetBlock` does: the merged layer alone
+        does not compute the same as before.
+        """
+        if self.gate is not None:
+            self.gate.switch_to_deploy()
+            self.norm = None
+
+
+class PartialSpatialAttention(nn.Module):
+    """PAT_sp: 1x1 convolution beside spatial attention (Sec. 3.1).
+
+    The first half of the channels is weighted at each place by one Hard-Sigmoid
+    gate and normalized; the other half is normalized and mixed by a 1x1
+    convolution. It follows the MLP, into whose last convolution all of it up to
+    the gate merges at inference.
+
+    Args:
+        channels (int): Channels of the input and of the output.
+        norm_cfg (dict): Norm of both halves. Defaults to ``dict(type='BN')``.
+        deploy (bool): Whether to build the merged form: its input then has one
+            channel more, the logit. Defaults to False.
+    """
+
+    def __init__(self, channels: int, norm_cfg: dict = dict(type='BN'), deploy: bool = False) -> None:
+        super().__init__()
+        attended = channels // 2
+        rest = channels - attended
+        self.split_sizes = (attended, rest)
+        self.merged = deploy
+        if deploy:
+            self.shift = nn.Parameter(torch.zeros(1, attended, 1, 1))
+        else:
+            self.logit_conv = nn.Conv2d(attended, 1, 1, bias=False)
+            self.attended_norm = build_norm_layer(norm_cfg, attended)[1]
+            self.rest_norm = build_norm_layer(norm_cfg, rest)[1]
+            self.rest_conv = nn.Conv2d(rest, rest, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W), or (B, C + 1, H, W) when merged, to (B, C, H, W)."""
+        if self.merged:
+            attended, rest, logit = x.split((*self.split_sizes, 1), dim=1)
+            attended = torch.addcmul(self.shift, attended, F.hardsigmoid(logit))
+            return torch.cat((attended, rest), dim=1)
+        attended, rest = x.split(self.split_sizes, dim=1)
+        attended = self.attended_norm(attended * F.hardsigmoid(self.logit_conv(attended)))
+        return torch.cat((attended, self.rest_conv(self.rest_norm(rest))), dim=1)
+
+    @torch.no_grad()
+    def merge_into(self, conv: nn.Conv2d, output_scale: Optional[Tensor] = None) -> nn.Conv2d:
+        """Merges this layer into the 1x1 convolution before it (appendix, Fig. 1 (d)).
+
+        Up to the gate all of PAT_sp is linear, so one convolution to C + 1
+        channels gives the scaled attended half, the finished other half and
+        the logit. This layer is left with the gate and one shift.
+
+        Args:
+            conv (nn.Conv2d): The 1x1 convolution whose output this layer gets,
+                to C channels.
+            output_scale (Tensor, optional): Layer scale that follows this
+                layer, (C,), merged as well. Defaults to None.
+
+        Returns:
+            nn.Conv2d: The convolution to put in the place of ``conv``.
+        """
+        attended_scale, shift = norm_affine(self.attended_norm, 'attended_norm of PartialSpatialAttention')
+        rest_scale, rest_shift = norm_affine(self.rest_norm, 'rest_norm of PartialSpatialAttention')
+        attended_rows, rest_rows = conv.weight.double().flatten(1).split(self.split_sizes)
+        logit_row = self.logit_conv.weight.double().flatten(1) @ attended_rows
+        rest_mix = self.rest_conv.weight.double().flatten(1)
+        rest_bias = rest_mix @ rest_shift
+        rest_rows = (rest_mix * rest_scale) @ rest_rows
+        if output_scale is not None:
+            attended_gain, rest_gain = output_scale.double().flatten().split(self.split_sizes)
+            attended_scale, shift = attended_scale * attended_gain, shift * attended_gain
+            rest_rows, rest_bias = rest_rows * rest_gain[:, None], rest_bias * rest_gain
+        weight = torch.cat((attended_rows * attended_scale[:, None], rest_rows, logit_row))
+        bias = torch.cat((torch.zeros_like(shift), rest_bias, rest_bias.new_zeros(1)))
+        merged = conv_like(conv, weight[:, :, None, None], bias)
+        self.shift = nn.Parameter(shift.view(1, -1, 1, 1).to(conv.weight))
+        self.merged = True
+        del self.logit_conv, self.attended_norm, self.rest_norm, self.rest_conv
+        return merged
+
+
+class PartialSelfAttention(nn.Module):
+    """PAT_sf: 3x3 convolution beside self-attention (Sec. 3.1).
+
+    The first part of the channels is convolved; the other one goes through
+    LayerNorm and multi-head self-attention with a
+    :class:`RelativePositionBias`. Token mixer of stage 4.
+
+    Args:
+        channels (int): Channels of the input and of the output.
+        num_heads (int): Attention heads. Where a split ratio other than the
+            default leaves a width that they do not divide, the largest smaller
+            number that does is taken.
+        split_ratio (float): Part of the channels that is convolved, in (0, 1];
+            at 1 the layer is a plain convolution. Defaults to 1/4.
+        attn_drop_rate (float): Dropout of the attention weights. Defaults to 0.
+        proj_drop_rate (float): Dropout after the output projection. Defaults
+            to 0.
+    """
+
+    def __init__(self,
+                 channels: int,
+                 num_heads: int,
+                 split_ratio: float = 0.25,
+                 attn_drop_rate: float = 0.,
+                 proj_drop_rate: float = 0.) -> None:
+        super().__init__()
+        self.split_sizes = split_channels(channels, split_ratio)
+        conv_channels, attended_channels = self.split_sizes
+        self.conv = nn.Conv2d(conv_channels, conv_channels, 3, padding=1, bias=False)
+        self.attends = attended_channels > 0
+        if self.attends:
+            self.num_heads = next(n for n in range(num_heads, 0, -1) if attended_channels % n == 0)
+            self.attn_drop_rate = attn_drop_rate
+            self.norm = nn.LayerNorm(attended_channels, eps=1e-6)
+            self.qkv = nn.Linear(attended_channels, 3 * attended_channels, bias=False)
+            self.position_bias = RelativePositionBias(self.num_heads)
+            self.proj = nn.Linear(attended_channels, attended_channels)
+            self.proj_drop = nn.Dropout(proj_drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        if not self.attends:
+            return self.conv(x)
+        conv_part, attended = x.split(self.split_sizes, dim=1)
+        return torch.cat((self.conv(conv_part), self.attend(attended)), dim=1)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Self-attention over all places of the attended part, (B, C_attn, H, W) to the same."""
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x.flatten(2).transpose(1, 2))
+        query, key, value = self.qkv(tokens).view(
+            batch, height * width, 3, self.num_heads, channels // self.num_heads).permute(2, 0, 3, 1, 4)
+        # The bias may be float32 beside half-precision queries (autocast): the mask must match them.
+        bias = self.position_bias(height, width).to(query.dtype)
+        tokens = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=self.attn_drop_rate if self.training else 0.)
+        tokens = tokens.transpose(1, 2).reshape(batch, height * width, channels)
+        tokens = self.proj_drop(self.proj(tokens))
+        return tokens.transpose(1, 2).reshape(batch, channels, height, width)

@@ -1,0 +1,98 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Weights that provably arrive: loading a backbone from a checkpoint."""
+import os
+from typing import Dict, List, Optional, Union
+
+from mmengine.logging import MMLogger
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from .safe_load import read_checkpoint
+
+#: Least part of the backbone's tensors that a checkpoint must bring.
+MIN_LOADED = 0.9
+
+
+def pretrained_cfg(init_cfg: Union[dict, List[dict], None]) -> Optional[dict]:
+    """The checkpoint that an ``init_cfg`` names.
+
+    Args:
+        init_cfg (dict | list[dict] | None): As given to a backbone.
+
+    Returns:
+        dict | None: Arguments of :func:`load_pretrained`, or None if
+        ``init_cfg`` is not of type 'Pretrained'.
+
+    Raises:
+        ValueError: If it is, and has no checkpoint or keys beyond
+            'checkpoint', 'prefix' and 'map_location'.
+    """
+    if isinstance(init_cfg, (list, tuple)) and len(init_cfg) == 1:
+        init_cfg = init_cfg[0]
+    if not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained':
+        return None
+    options = {key: value for key, value in init_cfg.items() if key != 'type'}
+    if not options.get('checkpoint') or set(options) - {'checkpoint', 'prefix', 'map_location'}:
+        raise ValueError("init_cfg of type 'Pretrained' takes checkpoint, which is needed, prefix and map_location; "
+                         f'got {init_cfg!r}')
+    options.pop('map_location', None)  # tensors are copied to the model wherever it is
+    return options
+
+
+def load_pretrained(module: nn.Module, checkpoint: str, prefix: Optional[str] = None) -> Dict[str, List[str]]:
+    """Loads a checkpoint into a backbone, and says what arrived.
+
+    Args:
+        module (nn.Module): The backbone.
+        checkpoint (str): A local file, or an address that mmengine's
+            ``CheckpointLoader`` knows (``http://``, ``s3://``, ...).
+        prefix (str, optional): What the backbone's tensors are called by in
+            the checkpoint, usually 'backbone.'. Defaults to None.
+
+    Returns:
+        dict[str, list[str]]: Names of tensors, under 'loaded', 'missing' (in
+        the backbone, not in the file), 'unexpected' (in the file under the
+        prefix, not in the backbone) and 'mismatched' (of another shape).
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        ValueError: If it cannot be read, or brings less than 90 % of the
+            backbone's tensors.
+    """
+    if '://' in checkpoint:
+        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    else:
+        if not os.path.isfile(checkpoint):
+            raise FileNotFoundError(
+                f'init_cfg.checkpoint {checkpoint!r} does not exist. Get it by pretraining with configs/pretrain, '
+                'name another file (--cfg-options model.backbone.init_cfg.checkpoint=FILE), or start from random '
+                'weights with --cfg-options model.backbone.init_cfg=None')
+        content = read_checkpoint(checkpoint)
+    tensors = content.get('state_dict', content.get('model', content))
+    prefix = prefix or ''
+    given = {name[len(prefix):]: value for name, value in tensors.items()
+             if name.startswith(prefix) and isinstance(value, Tensor)}
+    own = module.state_dict()
+    report = dict(
+        loaded=[name for name in own if name in given and given[name].shape == own[name].shape],
+        missing=[name for name in own if name not in given],
+        unexpected=[name for name in given if name not in own],
+        mismatched=[name for name in own if name in given and given[name].shape != own[name].shape])
+    summary = (f'{len(report["loaded"])} of {len(own)} tensors of {type(module).__name__} loaded from '
+               f'{checkpoint!r} (prefix {prefix!r})')
+    for kind in ('missing', 'mismatched', 'unexpected'):
+        if report[kind]:
+            summary += f'\n  {kind} ({len(report[kind])}): {_shorten(report[kind])}'
+    # A returned map's norm exists in dense prediction only, so a classifier's checkpoint need not have it.
+    if len(report['loaded']) < MIN_LOADED * len(own):
+        raise ValueError(f'only {summary}\nat least {MIN_LOADED:.0%} must match: the checkpoint belongs to another '
+                         f'network, another arch, or needs another prefix. Its tensors begin with '
+                         f'{_shorten(list(tensors), 3)}')
+    module.load_state_dict({name: given[name] for name in report['loaded']}, strict=False)
+    MMLogger.get_current_instance().info(summary)
+    return report
+
+
+def _shorten(names: List[str], most: int = 12) -> str:
+    more = f', ... {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
