@@ -5,8 +5,8 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from .conv_mlp import ConvMLP
-from .fusion import conv_like, fold_affine_before
-from .patconv import PartialChannelAttention, PartialSelfAttention, PartialSpatialAttention
+from .fusion import fold_affine_before
+from .patconv import PartialSpatialAttention
 
 
 class PartialNetBlock(nn.Module):
