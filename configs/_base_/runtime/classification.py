@@ -1,0 +1,7 @@
+_base_ = './default.py'
+
+default_scope = 'mmpretrain'
+default_hooks = dict(
+    logger=dict(interval=100),
+    visualization=dict(type='VisualizationHook', enable=False))
+visualizer = dict(type='UniversalVisualizer', vis_backends=_base_.vis_backends)

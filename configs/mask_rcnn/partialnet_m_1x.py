@@ -1,0 +1,18 @@
+# Mask R-CNN, PartialNet-M, 1x schedule on COCO: column M of Table 7 of the paper.
+_base_ = [
+    '../_base_/models/mask_rcnn_partialnet_fpn.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/adamw_1x.py',
+    '../_base_/runtime/detection.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='m',
+        drop_path_rate=0.2,
+        # What configs/pretrain/partialnet_m_in1k.py leaves after its 300 epochs.
+        init_cfg=dict(
+            type='Pretrained', checkpoint='work_dirs/partialnet_m_in1k/epoch_300.pth', prefix='backbone.')),
+    neck=dict(in_channels=[128, 256, 512, 1024]))
+
+optim_wrapper = dict(optimizer=dict(lr=1e-4))

@@ -1,0 +1,62 @@
+# The demo: Mask R-CNN with PartialNet-T0 from random weights, on the drawn data set of
+# tools/dataset_tools/make_shapes.py, in minutes on a CPU.
+_base_ = [
+    '../_base_/models/mask_rcnn_partialnet_light.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/adamw_1x.py',
+    '../_base_/runtime/detection.py',
+]
+
+model = dict(
+    roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=3)))
+
+data_root = 'data/shapes/'
+metainfo = dict(classes=('disc', 'box', 'triangle'), palette=[(220, 20, 60), (0, 130, 200), (60, 180, 75)])
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
+    dict(type='PackDetInputs')
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+]
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(
+        data_root=data_root,
+        ann_file='annotations/instances_train.json',
+        data_prefix=dict(img='train/'),
+        metainfo=metainfo,
+        pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(
+        data_root=data_root,
+        ann_file='annotations/instances_val.json',
+        data_prefix=dict(img='val/'),
+        metainfo=metainfo,
+        pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+test_evaluator = val_evaluator
+
+# Random weights learn faster with a higher rate and a shorter warm-up than a fine-tuning.
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
+    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1)
+]
+optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10.0))
+train_cfg = dict(val_interval=4)
+auto_scale_lr = dict(base_batch_size=8)
+
+default_hooks = dict(
+    logger=dict(interval=10),
+    checkpoint=dict(interval=4, max_keep_ckpts=1),
+    visualization=dict(score_thr=0.5))
+log_processor = dict(window_size=10)
+randomness = dict(seed=0)

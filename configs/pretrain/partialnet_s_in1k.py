@@ -1,0 +1,28 @@
+# PartialNet-S on ImageNet-1k: column S of Table 8 of the paper.
+_base_ = [
+    '../_base_/models/partialnet_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_300e.py',
+    '../_base_/runtime/classification.py',
+]
+
+model = dict(
+    backbone=dict(arch='s', drop_path_rate=0.1),
+    head=dict(in_channels=768),
+    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.3), dict(type='CutMix', alpha=1.0)]))
+
+optim_wrapper = dict(optimizer=dict(weight_decay=0.03))
+
+train_pipeline = [
+    *_base_.train_pipeline[:-1],
+    dict(
+        type='RandAugment',
+        policies='timm_increasing',
+        num_policies=2,
+        total_level=10,
+        magnitude_level=7,
+        magnitude_std=0.5,
+        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic')),
+    _base_.train_pipeline[-1],
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -1,0 +1,130 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""A small instance segmentation data set that is drawn, not fetched."""
+import json
+from pathlib import Path
+from typing import Dict, List, Tuple, Union
+
+import cv2
+import numpy as np
+from pycocotools import mask as mask_utils
+
+SHAPE_CLASSES = ('disc', 'box', 'triangle')
+
+# Part of a shape that a later one may cover.
+_MAX_COVERED = 0.25
+
+
+def write_shapes_dataset(root: Union[str, Path],
+                         images: Dict[str, int],
+                         size: int = 256,
+                         seed: int = 0) -> Dict[str, int]:
+    """Draws images of shapes on textured backgrounds, with COCO annotations.
+
+    Each image shows one to six discs (ellipses), boxes and triangles of random
+    size, angle and texture that partly cover each other. The same arguments
+    give the same files.
+
+    Args:
+        root (str | Path): Folder to write to: images go to ``root/<split>/``,
+            annotations to ``root/annotations/instances_<split>.json``.
+        images (dict[str, int]): Number of images of each split, e.g.
+            ``dict(train=240, val=48)``.
+        size (int): Height and width in pixels. Defaults to 256.
+        seed (int): Of the random numbers. Defaults to 0.
+
+    Returns:
+        dict[str, int]: Number of objects of each split.
+
+    Raises:
+        ValueError: If ``size`` is below 64 or a split has no image.
+    """
+    if size < 64:
+        raise ValueError(f'size must be at least 64 pixels, got {size}')
+    empty = [split for split, count in images.items() if count < 1]
+    if empty:
+        raise ValueError(f'each split needs at least one image, got {images}')
+    root = Path(root)
+    objects = {}
+    for index, (split, count) in enumerate(images.items()):
+        rng = np.random.default_rng([seed, index])
+        (root / split).mkdir(parents=True, exist_ok=True)
+        coco: Dict[str, list] = dict(
+            images=[], annotations=[],
+            categories=[dict(id=i + 1, name=name) for i, name in enumerate(SHAPE_CLASSES)])
+        for image_id in range(1, count + 1):
+            picture, shapes = _draw_image(rng, size)
+            name = f'{image_id:05d}.jpg'
+            cv2.imwrite(str(root / split / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            coco['images'].append(dict(id=image_id, file_name=name, height=size, width=size))
+            for category, mask in shapes:
+                coco['annotations'].append(_annotate(len(coco['annotations']) + 1, image_id, category, mask))
+        path = root / 'annotations' / f'instances_{split}.json'
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(coco))
+        objects[split] = len(coco['annotations'])
+    return objects
+
+
+def _draw_image(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, List[Tuple[int, np.ndarray]]]:
+    """One picture (size, size, 3) in uint8 and the visible mask of each shape with its class index."""
+    picture = _texture(rng, size)
+    shapes: List[Tuple[int, np.ndarray]] = []
+    areas: List[int] = []
+    wanted = rng.integers(1, 7)
+    for _ in range(4 * wanted):
+        if len(shapes) == wanted:
+            break
+        category = int(rng.integers(len(SHAPE_CLASSES)))
+        mask = _shape_mask(rng, size, category)
+        visible = [(other, seen & ~mask) for other, seen in shapes]
+        if any(seen.sum() < (1 - _MAX_COVERED) * area for (_, seen), area in zip(visible, areas)):
+            continue
+        shapes = [*visible, (category, mask)]
+        areas.append(int(mask.sum()))
+        # An edge of a pixel or so, as a lens would give it.
+        alpha = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0.7)[..., None]
+        picture = picture * (1 - alpha) + _texture(rng, size) * alpha
+    picture += rng.normal(0, 4, picture.shape)
+    return picture.clip(0, 255).astype(np.uint8), shapes
+
+
+def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A colour with clouds and stripes on it, (size, size, 3) in float64."""
+    colour = rng.uniform(30, 225, 3)
+    cells = int(rng.integers(3, 17))
+    clouds = cv2.resize(rng.normal(0, 1, (cells, cells, 3)), (size, size), interpolation=cv2.INTER_CUBIC)
+    rows, columns = np.mgrid[:size, :size]
+    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 30)
+    stripes = np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 2 * np.pi / period)
+    return colour + rng.uniform(5, 22) * clouds + rng.uniform(0, 18) * stripes[..., None]
+
+
+def _shape_mask(rng: np.random.Generator, size: int, category: int) -> np.ndarray:
+    """The place of one shape, (size, size) in bool."""
+    centre = rng.uniform(0.15 * size, 0.85 * size, 2)
+    radius = rng.uniform(0.08, 0.22) * size
+    stretch = rng.uniform(0.65, 1.0)
+    angle = rng.uniform(0, 2 * np.pi)
+    if SHAPE_CLASSES[category] == 'disc':
+        turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    elif SHAPE_CLASSES[category] == 'box':
+        turns = np.pi / 4 + np.arange(4) * np.pi / 2
+    else:
+        turns = np.arange(3) * 2 * np.pi / 3
+    outline = np.stack((np.cos(turns), stretch * np.sin(turns)), axis=1) * radius
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    mask = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(mask, [np.rint(outline @ rotation.T + centre).astype(np.int32)], 1)
+    return mask.astype(bool)
+
+
+def _annotate(annotation_id: int, image_id: int, category: int, mask: np.ndarray) -> dict:
+    encoded = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return dict(
+        id=annotation_id,
+        image_id=image_id,
+        category_id=category + 1,
+        bbox=[float(value) for value in mask_utils.toBbox(encoded)],
+        area=float(mask_utils.area(encoded)),
+        segmentation=dict(size=encoded['size'], counts=encoded['counts'].decode('ascii')),
+        iscrowd=0)

@@ -1,0 +1,68 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""What train.py and test.py share: from a command line to an mmengine runner, for any OpenMMLab config."""
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what both tools take beside the config."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default work_dirs/<config name>')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='changes to the config, e.g. optim_wrapper.optimizer.lr=1e-4 classes="[\'a\',\'b\']"')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='what started the processes; dist_train.sh says pytorch')
+    # torch.distributed.launch passes it; torchrun sets the variable itself.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
+    """Reads the config with the changes of the command line.
+
+    Raises:
+        SystemExit: With a usage line and status 2, if the file does not exist.
+    """
+    if not os.path.isfile(args.config):
+        parser.error(f'config {args.config!r} does not exist')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif not cfg.get('work_dir'):
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Builds the runner, on GPUs or, where there are none, on CPUs.
+
+    Without a GPU, processes talk over gloo, and a config's mixed precision,
+    which mmengine offers on accelerators only, becomes float32 with a warning.
+    """
+    if not torch.cuda.is_available():
+        if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
+            for option in ('loss_scale', 'dtype', 'use_fsdp'):
+                cfg.optim_wrapper.pop(option, None)
+            cfg.optim_wrapper.type = 'OptimWrapper'
+            print_log('no GPU: training in float32, not in the mixed precision that the config asks for',
+                      logger='current', level=logging.WARNING)
+        if cfg.launcher == 'pytorch':
+            # mmengine's own set-up would look for a GPU for each process.
+            torch.distributed.init_process_group('gloo')
+            wrapper = cfg.setdefault('model_wrapper_cfg', dict(
+                type='MMDistributedDataParallel', broadcast_buffers=False,
+                find_unused_parameters=cfg.get('find_unused_parameters', False)))
+            wrapper.setdefault('device_ids', None)
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)

@@ -1,0 +1,63 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Tests a checkpoint: metrics, predictions to a file, pictures of them."""
+import argparse
+import os
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from runner_setup import add_common_arguments, build_runner, load_config
+
+
+def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file, or an address that mmengine knows')
+    parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to this file')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder')
+    add_common_arguments(parser)
+    return parser, parser.parse_args()
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Lets the config's visualization hook draw into a folder; each library names its options otherwise."""
+    hook = cfg.default_hooks.visualization
+    folder = os.path.abspath(folder)
+    if hook.type == 'DetVisualizationHook':
+        hook.update(draw=True, test_out_dir=folder)
+    elif hook.type == 'VisualizationHook':
+        hook.update(enable=True, out_dir=folder)
+    else:
+        hook.update(draw=True)
+        cfg.visualizer.save_dir = folder
+
+
+def dump_predictions(cfg: Config, path: str) -> None:
+    """Adds a metric that writes the predictions to a file."""
+    kind = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=path)]
+
+
+def main() -> None:
+    parser, args = parse_args()
+    cfg = load_config(parser, args)
+    if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
+        parser.error(f'checkpoint {args.checkpoint!r} does not exist')
+    cfg.load_from = args.checkpoint
+    if args.show_dir:
+        if 'visualization' not in cfg.get('default_hooks', {}):
+            parser.error(f'--show-dir: {args.config} has no default_hooks.visualization')
+        draw_predictions(cfg, args.show_dir)
+    if args.out:
+        if not args.out.endswith(('.pkl', '.pickle')):
+            parser.error(f'--out must end in .pkl or .pickle, got {args.out!r}')
+        dump_predictions(cfg, args.out)
+    metrics = build_runner(cfg).test()
+    if is_main_process():
+        width = max(map(len, metrics), default=0)
+        for name, value in metrics.items():
+            print(f'{name:{width}}  {value:.4f}' if isinstance(value, float) else f'{name:{width}}  {value}')
+
+
+if __name__ == '__main__':
+    main()

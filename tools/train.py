@@ -1,0 +1,41 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Trains a model from a config: classifier, detector or segmentor."""
+import argparse
+
+import torch
+from runner_setup import add_common_arguments, build_runner, load_config
+
+
+def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision (needs a GPU)')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help="scale the learning rate from the config's auto_scale_lr.base_batch_size to the actual "
+                        'batch')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from a checkpoint; without a name, from the newest in the work folder')
+    add_common_arguments(parser)
+    return parser, parser.parse_args()
+
+
+def main() -> None:
+    parser, args = parse_args()
+    cfg = load_config(parser, args)
+    if args.amp:
+        if not torch.cuda.is_available():
+            parser.error('--amp needs a GPU, and torch sees none')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            parser.error(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
