@@ -59,10 +59,10 @@ def build_runner(cfg: Config) -> Runner:
         if cfg.launcher == 'pytorch':
             # mmengine's own set-up would look for a GPU for each process.
             torch.distributed.init_process_group('gloo')
-            wrapper = cfg.setdefault('model_wrapper_cfg', dict(
-                type='MMDistributedDataParallel', broadcast_buffers=False,
-                find_unused_parameters=cfg.get('find_unused_parameters', False)))
-            wrapper.setdefault('device_ids', None)
+            cfg.model_wrapper_cfg = dict(
+                dict(type='MMDistributedDataParallel', broadcast_buffers=False,
+                     find_unused_parameters=cfg.get('find_unused_parameters', False), device_ids=None),
+                **cfg.get('model_wrapper_cfg', {}))
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)

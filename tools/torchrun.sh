@@ -17,11 +17,10 @@ if [ -z "${PORT:-}" ]; then
     [ "$nnodes" -eq 1 ] || { echo "torchrun.sh: NNODES=$nnodes needs PORT, the same on every machine" >&2; exit 2; }
     PORT=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 fi
-if [ -z "${OMP_NUM_THREADS:-}" ]; then
-    # torchrun's default is one thread a process; without GPUs that leaves cores idle.
-    cores=$(getconf _NPROCESSORS_ONLN)
-    export OMP_NUM_THREADS=$((cores > processes ? cores / processes : 1))
-fi
+# torchrun's and mmengine's default is one thread a process; without GPUs that leaves cores idle.
+cores=$(getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
+export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}
 exec "$python" -m torch.distributed.run \
     --nnodes="$nnodes" --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" \
     --master_port="$PORT" --nproc_per_node="$processes" "$@"
