@@ -1,0 +1,280 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Says whether PartialNet works in this environment, and what to do where it does not.
+
+``python -m partialnet_mm.doctor`` prints a table of checks and exits with 0
+where all passed and with 1 where one failed. It speaks also where ``import
+partialnet_mm`` fails: each check imports what it needs itself.
+"""
+import importlib
+import importlib.util
+import math
+import os
+import platform
+import re
+import shutil
+import sys
+from importlib import metadata
+from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence
+
+from .compat import REQUIREMENTS, find_owners, find_problems
+
+OK, NOTE, FAILED = 'ok', 'note', 'FAILED'
+
+#: Libraries whose scope must find PartialNet, and the class to build from it.
+SCOPES = ('mmengine', 'mmdet', 'mmseg', 'mmpretrain')
+
+# Outputs and gradients of `reference_run` in float64. They change only when the
+# network itself does; `python -c "from partialnet_mm.doctor import *; print(reference_run())"`
+# prints them anew.
+REFERENCE = dict(map0=0.482926405, map1=0.514242144, map2=0.645787593, map3=2.026539366,
+                 stem=6.254256462, gate=0.221166171, position_bias=0.107995815)
+#: What float32 kernels of different machines may differ by, relative.
+TOLERANCE = 1e-3
+
+
+class Finding(NamedTuple):
+    """The outcome of one check: 'ok', 'note' or 'FAILED', what was found, and the command that mends it."""
+
+    status: str
+    check: str
+    found: str
+    mend: str = ''
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter and the machine."""
+    yield Finding(OK, 'python', f'{platform.python_version()} in {sys.prefix}, {platform.system()} '
+                  f'{platform.machine()}, {os.cpu_count()} cores')
+
+
+def check_packages() -> Iterator[Finding]:
+    """Versions and owners of the packages, against what is allowed and what is tested."""
+    for problem in find_problems():
+        found, _, mend = problem.partition(': ')
+        yield Finding(FAILED, 'packages', found, mend)
+    tested = _tested_versions()
+    for requirement in REQUIREMENTS:
+        owners = find_owners()[requirement.module]
+        if not owners:
+            if importlib.util.find_spec(requirement.module) is not None:
+                yield Finding(NOTE, requirement.module, 'there, but owned by no known distribution')
+            elif not requirement.needed:
+                yield Finding(NOTE, requirement.module, 'not installed (optional)')
+            continue
+        for distribution, version in owners.items():
+            pins = tested.get(distribution, [])
+            known = version.split('+')[0] in pins
+            against = 'tested' if known else f'tested are {", ".join(pins)}; allowed {requirement.range}'
+            yield Finding(OK if known else NOTE, requirement.module, f'{distribution} {version} ({against})')
+
+
+def check_imports() -> Iterator[Finding]:
+    """Every installed package really imports."""
+    for requirement in REQUIREMENTS:
+        if importlib.util.find_spec(requirement.module) is None:
+            continue
+        try:
+            importlib.import_module(requirement.module)
+        except Exception as error:  # a broken binary raises anything
+            owners = find_owners()[requirement.module] or {requirement.distributions[0]: ''}
+            distribution, version = next(iter(owners.items()))
+            yield Finding(FAILED, f'import {requirement.module}', _describe(error),
+                          f"pip install --force-reinstall --no-deps '{distribution}=={version}'" if version
+                          else f"pip install '{distribution}{requirement.range}'")
+            continue
+        yield Finding(OK, f'import {requirement.module}', _folder(requirement.module))
+
+
+def check_gpu() -> Iterator[Finding]:
+    """Whether torch sees the GPU that the machine has."""
+    import torch
+    if torch.cuda.is_available():
+        names = ', '.join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        value = torch.ones(8, device='cuda').sum().item()
+        yield Finding(OK if value == 8 else FAILED, 'GPU', f'{names}; CUDA {torch.version.cuda}; a sum of ones ran')
+    elif os.path.exists('/proc/driver/nvidia/version') or shutil.which('nvidia-smi'):
+        yield Finding(FAILED, 'GPU', f'the machine has an NVIDIA driver, torch {torch.__version__} sees no GPU',
+                      'nvidia-smi must list it, CUDA_VISIBLE_DEVICES must not hide it, and torch must be a CUDA build: '
+                      'pip install --force-reinstall torch, then tools/setup_env.sh builds mmcv anew')
+    else:
+        yield Finding(NOTE, 'GPU', 'none: everything runs on the CPU')
+
+
+def check_ops() -> Iterator[Finding]:
+    """mmcv's compiled ops, by running NMS and RoIAlign, where mmdet or mmseg need them."""
+    import torch
+    users = [name for name in ('mmdet', 'mmseg') if importlib.util.find_spec(name) is not None]
+    if importlib.util.find_spec('mmcv._ext') is None:
+        # Where they are needed, check_packages has said how to get them.
+        if not users:
+            yield Finding(NOTE, 'mmcv ops', 'not compiled; the backbone and mmpretrain do not need them')
+        return
+    for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
+        try:
+            kept, pooled = run_ops(device)
+        except Exception as error:
+            yield Finding(FAILED, f'mmcv ops on {device}', _describe(error),
+                          f'built for another torch, or without {device}: remove mmcv and '
+                          'run tools/setup_env.sh, which compiles it for the installed torch')
+            continue
+        right = kept == [0, 2] and abs(pooled - 2.5) < 1e-5
+        yield Finding(OK if right else FAILED, f'mmcv ops on {device}',
+                      f'NMS keeps {kept} (right: [0, 2]), RoIAlign gives {pooled:g} (right: 2.5)',
+                      '' if right else 'tools/setup_env.sh, after removing mmcv')
+
+
+def run_ops(device: str) -> 'tuple[List[int], float]':
+    """Runs mmcv's NMS on three boxes of which two overlap, and RoIAlign on a 4 x 4 ramp.
+
+    Args:
+        device (str): 'cpu' or 'cuda'.
+
+    Returns:
+        tuple[list[int], float]: Boxes that NMS keeps, [0, 2], and the mean of
+        the ramp that RoIAlign reads, 2.5.
+    """
+    import torch
+    from mmcv.ops import RoIAlign, nms
+    boxes = torch.tensor([[0., 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]], device=device)
+    _, kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)
+    ramp = (torch.arange(4., device=device) + 1).expand(1, 1, 4, 4).contiguous()
+    rois = torch.tensor([[0., 0, 0, 4, 4]], device=device)
+    pooled = RoIAlign((1, 1), spatial_scale=1.0, sampling_ratio=4, aligned=True)(ramp, rois)
+    return kept.tolist(), pooled.item()
+
+
+def check_registries() -> Iterator[Finding]:
+    """``type='PartialNet'`` resolves bare from the registry of every installed library."""
+    import partialnet_mm.models as models
+    for scope in SCOPES:
+        if importlib.util.find_spec(scope) is None:
+            continue
+        registry = importlib.import_module(f'{scope}.registry').MODELS
+        found = registry.get('PartialNet')
+        right = found is models.PartialNet
+        yield Finding(OK if right else FAILED, f'registry {scope}',
+                      f"'PartialNet' is {getattr(found, '__module__', found)}",
+                      '' if right else 'pip install -e . in the folder of this project, and add custom_imports = '
+                      "dict(imports=['partialnet_mm'], allow_failed_imports=False) to the config")
+
+
+def check_network() -> Iterator[Finding]:
+    """Forward and backward of T0, against stored values."""
+    import torch
+    for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
+        got = reference_run(device, torch.float32)
+        worst = max(abs(got[name] - value) / abs(value) for name, value in REFERENCE.items())
+        right = math.isfinite(worst) and worst < TOLERANCE
+        yield Finding(OK if right else FAILED, f'PartialNet-T0 on {device}',
+                      f'outputs and gradients differ by {worst:.1e} from the stored ones (allowed {TOLERANCE:g})',
+                      '' if right else 'pip install --force-reinstall torch at the tested version, or report it with '
+                      'this table')
+
+
+def reference_run(device: str = 'cpu', dtype: object = None) -> Dict[str, float]:
+    """Forward and backward of PartialNet-T0 with weights from a formula, so that no random numbers enter.
+
+    Args:
+        device (str): Where to compute. Defaults to 'cpu'.
+        dtype (torch.dtype, optional): Number type; None for float64. Defaults
+            to None.
+
+    Returns:
+        dict[str, float]: Mean absolute value of each of the four maps, and the
+        norm of the gradients of the stem, of a gate and of the position bias.
+    """
+    import torch
+
+    from partialnet_mm.models import PartialNet
+    # Batch statistics of two small images would amplify rounding; running ones do not.
+    model = PartialNet('t0', out_indices=(0, 1, 2, 3)).to(device, dtype or torch.float64).eval()
+
+    def numbers(size: Sequence[int], seed: int) -> 'torch.Tensor':
+        n = torch.arange(math.prod(size))
+        values = (n * n * 40503 + n * (2 * seed + 1) * 3011 + seed * 7919) % 65521
+        return (values.to(torch.float64) / 32760 - 1).reshape(size).to(device, dtype or torch.float64)
+
+    with torch.no_grad():
+        for seed, (name, parameter) in enumerate(model.named_parameters()):
+            if name.endswith('bias') and parameter.dim() == 1:
+                parameter.zero_()
+            elif parameter.dim() > 1:
+                fan_in = parameter[0].numel()
+                parameter.copy_(numbers(parameter.shape, seed) * math.sqrt(3 / fan_in))
+    # TF32, the GPU's default for convolutions, has too few digits for this comparison.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        maps = model(numbers((2, 3, 64, 64), 0))
+        sum(out.square().mean() for out in maps).backward()
+    values = {f'map{i}': out.abs().mean().item() for i, out in enumerate(maps)}
+    gradients = dict(stem=model.downsample_layers[0], gate=model.stages[1][0].token_mixer.gate,
+                     position_bias=model.stages[3][0].token_mixer.position_bias)
+    for name, module in gradients.items():
+        values[name] = torch.cat([p.grad.flatten() for p in module.parameters()]).norm().item()
+    return values
+
+
+CHECKS: 'tuple[Callable[[], Iterator[Finding]], ...]' = (
+    check_python, check_packages, check_imports, check_gpu, check_ops, check_registries, check_network)
+
+
+def examine() -> List[Finding]:
+    """Runs all checks; one that breaks is itself a finding.
+
+    Returns:
+        list[Finding]: In the order of the checks.
+    """
+    findings = []
+    for check in CHECKS:
+        name = check.__name__.replace('check_', '')
+        try:
+            findings += check()
+        except Exception as error:
+            findings.append(Finding(FAILED, name, _describe(error),
+                                    'mend what failed above first; alone, it is a broken installation: '
+                                    'tools/setup_env.sh makes a new environment'))
+    return findings
+
+
+def report(findings: Sequence[Finding]) -> str:
+    """The findings as a table, with the mending commands below it."""
+    width = max(len(finding.check) for finding in findings)
+    lines = [f'{f.status:6}  {f.check:{width}}  {f.found}' for f in findings]
+    failed = [f for f in findings if f.status == FAILED]
+    if not failed:
+        return '\n'.join([*lines, '', 'PartialNet works here.'])
+    lines += ['', f'{len(failed)} of {len(findings)} checks failed. What mends them:']
+    lines += [f'- {f.check}: {f.mend}' for f in failed]
+    return '\n'.join(lines)
+
+
+def main() -> int:
+    """Prints the table; 0 where PartialNet works, 1 where it does not."""
+    findings = examine()
+    print(report(findings))
+    return int(any(finding.status == FAILED for finding in findings))
+
+
+def _tested_versions() -> Dict[str, List[str]]:
+    """Versions that the two sets of packages pin, by distribution, as the installed project declares them."""
+    try:
+        declared = metadata.requires('partialnet-mm') or []
+    except metadata.PackageNotFoundError:
+        return {}
+    tested: Dict[str, List[str]] = {}
+    for line in declared:
+        pin = re.match(r'([\w-]+)==([\w.]+)\s*;\s*extra == .(onedl|openmmlab)', line)
+        if pin:
+            tested.setdefault(pin.group(1), []).append(pin.group(2))
+    return tested
+
+
+def _describe(error: BaseException) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+
+
+def _folder(module: str) -> str:
+    return os.path.dirname(importlib.util.find_spec(module).origin or '')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
