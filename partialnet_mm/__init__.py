@@ -5,12 +5,14 @@ Importing this package checks what it runs on and registers PartialNet in
 mmengine's root registries, so that ``type='PartialNet'`` builds in every
 OpenMMLab library.
 """
-from .compat import check_environment
+from .compat import check_environment, is_starting_doctor
 from .version import __version__
 
-check_environment()
+# The doctor speaks also where the rest cannot be imported.
+if not is_starting_doctor():
+    check_environment()
 
-from . import engine, models  # noqa: E402  they import what was just checked
-from .models import PartialNet  # noqa: E402
+    from . import engine, models
+    from .models import PartialNet
 
 __all__ = ['PartialNet', '__version__', 'engine', 'models']

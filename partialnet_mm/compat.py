@@ -6,6 +6,7 @@ imported.
 """
 import importlib.util
 import re
+import sys
 from importlib import metadata
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
@@ -98,6 +99,16 @@ def check_environment() -> None:
     problems = find_problems()
     if problems:
         raise ImportError('partialnet_mm cannot work in this environment:\n' + '\n'.join(f'- {p}' for p in problems))
+
+
+def is_starting_doctor() -> bool:
+    """Whether this is ``python -m partialnet_mm.doctor``, for which Python imports the package first.
+
+    Python 3.8 and 3.9 keep no record of it; there the ImportError names the
+    same problems.
+    """
+    # '-m' stands in sys.argv while the module that it names is being located.
+    return sys.argv[:1] == ['-m'] and 'partialnet_mm.doctor' in getattr(sys, 'orig_argv', ())
 
 
 def _missing_ops(owners: Dict[str, Dict[str, str]]) -> Optional[str]:
