@@ -1,12 +1,15 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Reading checkpoints without running code that they carry."""
+import codecs
 import os
 import pickle
-from typing import IO
+from collections import OrderedDict, defaultdict
+from typing import IO, Dict
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from torch import _utils
 
 
 def read_checkpoint(path: str) -> dict:
@@ -39,46 +42,73 @@ def read_checkpoint(path: str) -> dict:
     return checkpoint
 
 
-def _load(path: str) -> dict:
-    if hasattr(torch.serialization, 'safe_globals'):
-        with torch.serialization.safe_globals(_extra_classes()):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    # torch before 2.5 cannot be told of mmengine's log buffers, so the same rule
-    # is kept by an unpickler that finds only what is listed.
-    return torch.load(path, map_location='cpu', pickle_module=_DataPickle)
+def _load(path: str) -> object:
+    # torch's own weights-only mode does not fit: it runs TorchScript archives before torch 2.6, cannot be
+    # told of mmengine's log buffers before 2.5, and advises to switch it off when it refuses a file.
+    if _is_torchscript(path):
+        raise pickle.UnpicklingError('it is a TorchScript archive, which is a program')
+    return torch.load(path, map_location='cpu', pickle_module=_DataPickle, weights_only=False)
 
 
-def _extra_classes() -> list:
-    """What mmengine's checkpoints hold beyond torch's own list: log buffers, arrays of numbers."""
-    array_builder = np.zeros(1).__reduce__()[0]
-    scalar_builder = np.float64(0).__reduce__()[0]
-    dtypes = {type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'uint8', 'bool')}
-    return [HistoryBuffer, array_builder, scalar_builder, np.ndarray, np.dtype, *dtypes]
+def _is_torchscript(path: str) -> bool:
+    # Both tests are those of torch.load, so that a forged file cannot pass here and be taken for one there.
+    with open(path, 'rb') as file:
+        if file.read(4) != b'PK\x03\x04':
+            return False
+    return 'constants.pkl' in torch._C.PyTorchFileReader(path).get_all_records()
+
+
+class _LogBuffer(HistoryBuffer):
+    """mmengine's log buffer, which takes numbers from a file and no functions."""
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state['_log_history'], state['_count_history'], state['max_length'])
+        self.__class__ = HistoryBuffer
+
+
+def _name_of_statistic(owner: type, name: str) -> str:
+    """Stands for ``getattr``, by which log buffers refer to their methods; their names are enough."""
+    if owner is not _LogBuffer:
+        raise pickle.UnpicklingError('builtins.getattr is not data')
+    return name
+
+
+def _data_globals() -> Dict[str, object]:
+    """All that a checkpoint may refer to by name, except torch's dtypes."""
+    found = {
+        'collections.OrderedDict': OrderedDict,
+        'collections.defaultdict': defaultdict,
+        '_codecs.encode': codecs.encode,
+        'torch.Size': torch.Size,
+        'torch.device': torch.device,
+        'numpy.ndarray': np.ndarray,
+        'numpy.dtype': np.dtype,
+        'mmengine.logging.history_buffer.HistoryBuffer': _LogBuffer,
+        'builtins.getattr': _name_of_statistic,
+    }
+    found.update({f'builtins.{plain.__name__}': plain for plain in (set, frozenset, slice, complex, bytearray)})
+    for rebuild in (_utils._rebuild_tensor, _utils._rebuild_tensor_v2, _utils._rebuild_parameter):
+        found[f'torch._utils.{rebuild.__name__}'] = rebuild
+    # numpy 2 renamed the module of these; either set of packages reads the other's checkpoints.
+    for builder in (np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]):
+        for core in ('numpy.core', 'numpy._core'):
+            found[f'{core}.multiarray.{builder.__name__}'] = builder
+    return found
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """An unpickler that finds classes of data only."""
+    """An unpickler that finds data only."""
 
-    allowed = {
-        'collections': {'OrderedDict', 'defaultdict'},
-        'builtins': {'set', 'frozenset', 'slice', 'complex', 'bytearray'},
-        '_codecs': {'encode'},
-        'torch._utils': {'_rebuild_tensor_v2', '_rebuild_parameter', '_rebuild_tensor'},
-        'torch.storage': {'UntypedStorage', 'TypedStorage'},
-        'torch.nn.parameter': {'Parameter'},
-    }
+    allowed = _data_globals()
 
     def find_class(self, module: str, name: str) -> object:
-        if name in self.allowed.get(module, ()):
-            return super().find_class(module, name)
-        if module == 'torch' and '.' not in name:
-            found = getattr(torch, name, None)
-            if isinstance(found, torch.dtype) or found in (torch.Size, torch.device) or name.endswith('Storage'):
-                return found
-        for extra in _extra_classes():
-            if (module, name) == (extra.__module__, extra.__name__):
-                return extra
-        raise pickle.UnpicklingError(f'{module}.{name} is not data')
+        # Protocol 2, which torch writes, calls builtins by the name of Python 2.
+        full_name = f'{"builtins" if module == "__builtin__" else module}.{name}'
+        if full_name in self.allowed:
+            return self.allowed[full_name]
+        if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f'{full_name} is not data')
 
 
 class _DataPickle:
