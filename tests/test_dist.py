@@ -1,0 +1,62 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Two processes over gloo, through tools/dist_train.sh and dist_test.sh."""
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from libraries import ROOT
+from PIL import Image
+
+pytestmark = pytest.mark.two_processes
+
+
+@pytest.fixture(scope='module')
+def image_folders(tmp_path_factory):
+    """A classification data set of two colours, 16 + 8 images."""
+    root = tmp_path_factory.mktemp('colours')
+    for split, count in (('train', 8), ('val', 4)):
+        for name, colour in (('blue', (20, 20, 220)), ('red', (220, 20, 20))):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new('RGB', (48 + i, 48), tuple(c + i for c in colour)).save(folder / f'{i}.png')
+    return root
+
+
+def run_tool(*command: str) -> subprocess.CompletedProcess:
+    env = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1')
+    env.pop('PORT', None)
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT, env=env,
+                          timeout=300)
+
+
+def classifier_options(root) -> 'list[str]':
+    """Makes the ImageNet pretraining of T0 a matter of seconds."""
+    options = ['train_cfg.max_epochs=1', 'model.head.num_classes=2', 'data_preprocessor.num_classes=2',
+               'default_hooks.logger.interval=1', 'randomness.seed=0', 'val_evaluator.topk=1', 'test_evaluator.topk=1']
+    for split in ('train', 'val', 'test'):
+        loader = f'{split}_dataloader'
+        options += [f'{loader}.batch_size=4', f'{loader}.num_workers=0', f'{loader}.persistent_workers=False',
+                    f'{loader}.dataset.data_root={root}', f'{loader}.dataset.metainfo.classes=blue,red']
+    return options
+
+
+def test_pretraining_trains_and_tests_in_two_processes(image_folders, tmp_path):
+    pytest.importorskip('mmpretrain')
+    config = 'configs/pretrain/partialnet_t0_in1k.py'
+    options = classifier_options(image_folders)
+    done = run_tool('tools/dist_train.sh', config, 2, '--work-dir', tmp_path, '--cfg-options', *options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    # 16 images in batches of 4 on 2 processes: 2 iterations
+    assert 'Epoch(train) [1][2/2]' in re.sub(' +', ' ', done.stdout + done.stderr)
+    assert (tmp_path / 'epoch_1.pth').is_file()
+    state = torch.load(tmp_path / 'epoch_1.pth', map_location='cpu', weights_only=False)['state_dict']
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+    tested = run_tool('tools/dist_test.sh', config, tmp_path / 'epoch_1.pth', 2, '--work-dir', tmp_path / 'test',
+                      '--cfg-options', *options)
+    assert tested.returncode == 0, tested.stdout[-3000:] + tested.stderr[-3000:]
+    assert re.search(r'accuracy/top1\s+\d', tested.stdout)
