@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
+from mmengine.dist import get_world_size
+from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm, _BatchNorm
 from torch import Tensor, nn
 
 from .fusion import fold_norm_after
@@ -42,7 +44,9 @@ class GaussianGate(nn.Module):
 
     def _normalize(self, logits: Tensor) -> Tensor:
         norm = self.norm
-        if norm.training and logits.shape[0] == 1 and type(norm) is nn.BatchNorm2d:
+        gathers = isinstance(norm, SyncBatchNorm) and get_world_size() > 1
+        if (norm.training and logits.shape[0] == 1 and isinstance(norm, _BatchNorm) and norm.running_mean is not None
+                and not gathers):
             # One image has no batch statistics, and BatchNorm raises: the running ones
             # stand in, so that the network trains at batch size 1.
             return F.batch_norm(logits, norm.running_mean, norm.running_var, norm.weight, norm.bias,
