@@ -3,7 +3,7 @@
 import codecs
 import os
 import pickle
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from typing import IO, Dict
 
 import numpy as np
@@ -76,6 +76,7 @@ def _name_of_statistic(owner: type, name: str) -> str:
 def _data_globals() -> Dict[str, object]:
     """All that a checkpoint may refer to by name, except torch's dtypes."""
     found = {
+        'collections.Counter': Counter,  # milestones of MultiStepLR
         'collections.OrderedDict': OrderedDict,
         'collections.defaultdict': defaultdict,
         '_codecs.encode': codecs.encode,
