@@ -22,18 +22,19 @@ def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
         Tensor: Its output, with the gradients of the plain call.
     """
     return checkpoint(module, x, use_reentrant=False,
-                      context_fn=lambda: (nullcontext(), _frozen_statistics(module)))
+                      context_fn=lambda: (nullcontext(), _kept_statistics(module)))
 
 
 @contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    # In training mode, a batch norm that does not track statistics normalizes
-    # by those of the batch, as before, and updates nothing.
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+def _kept_statistics(module: nn.Module) -> Iterator[None]:
+    # The norms update copies. To switch the updates off would not do: autograd saves the statistics,
+    # too, and both computations must save the same.
+    kept = [(norm, name, buffer) for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.training
+            for name, buffer in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)

@@ -3,7 +3,7 @@
 from typing import Optional, Tuple
 
 import torch
-from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm, _BatchNorm
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
 
@@ -29,7 +29,7 @@ def norm_affine(norm: nn.Module, name: str) -> Tuple[Tensor, Tensor]:
     if norm.running_mean is None:
         raise ValueError(f'{name} is a {type(norm).__name__} with track_running_stats=False: without running '
                          'statistics it cannot be merged')
-    if isinstance(norm, SyncBatchNorm) and not norm.num_batches_tracked:
+    if isinstance(norm, nn.SyncBatchNorm) and not norm.num_batches_tracked:
         raise ValueError(f'{name} is a SyncBatchNorm that has seen no batch: load the trained checkpoint before '
                          'merging, its statistics were never gathered')
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmengine.dist import get_world_size
-from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm, _BatchNorm
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
 from .fusion import fold_norm_after
@@ -44,7 +44,7 @@ class GaussianGate(nn.Module):
 
     def _normalize(self, logits: Tensor) -> Tensor:
         norm = self.norm
-        gathers = isinstance(norm, SyncBatchNorm) and get_world_size() > 1
+        gathers = isinstance(norm, nn.SyncBatchNorm) and get_world_size() > 1
         if (norm.training and logits.shape[0] == 1 and isinstance(norm, _BatchNorm) and norm.running_mean is not None
                 and not gathers):
             # One image has no batch statistics, and BatchNorm raises: the running ones
