@@ -1,0 +1,40 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Fixtures that tests of several kinds share."""
+from typing import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Draws the same numbers in each test, whichever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_arch() -> dict:
+    """An arch of five blocks, for what does not depend on a variant."""
+    return dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=2, act_cfg=dict(type='ReLU', inplace=True))
+
+
+@pytest.fixture
+def randomize_norms() -> Callable[[nn.Module], nn.Module]:
+    """Gives norms the weights and statistics of a trained network, which merging and loading must carry over.
+
+    Freshly built norms are almost the identity: a test with them proves nothing.
+    """
+
+    def randomize(module: nn.Module) -> nn.Module:
+        for norm in module.modules():
+            if isinstance(norm, (_BatchNorm, nn.LayerNorm, nn.GroupNorm)) and norm.weight is not None:
+                nn.init.uniform_(norm.weight, 0.5, 1.5)
+                nn.init.normal_(norm.bias, std=0.5)
+            if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
+                nn.init.normal_(norm.running_mean, std=0.5)
+                nn.init.uniform_(norm.running_var, 0.5, 2)
+        return module
+
+    return randomize
