@@ -1,5 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The PartialNet backbone."""
+from numbers import Real
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -127,8 +128,12 @@ class PartialNet(BaseModule):
                              f'got {frozen_stages!r}')
         for name, rate in (('drop_path_rate', drop_path_rate), ('attn_drop_rate', attn_drop_rate),
                            ('proj_drop_rate', proj_drop_rate)):
-            if not 0 <= rate < 1:
+            if not isinstance(rate, Real) or not 0 <= rate < 1:
                 raise ValueError(f'{name} must lie in [0, 1), got {rate!r}')
+        if not isinstance(layer_scale_init_value, Real) or not layer_scale_init_value >= 0:
+            raise ValueError(f'layer_scale_init_value must be 0 (none) or positive, got {layer_scale_init_value!r}')
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels must be a positive int, got {in_channels!r}')
 
         self.arch = arch
         self.in_channels = in_channels
@@ -174,33 +179,36 @@ class PartialNet(BaseModule):
         keys = set(cls.arch_settings['t0'])
         if not isinstance(arch, dict) or set(arch) != keys:
             raise ValueError(f'arch must be a name or a dict with the keys {sorted(keys)}, got {arch!r}')
-        if len(arch['depths']) != cls.num_stages or min(arch['depths']) < 1:
-            raise ValueError(f"arch['depths'] must be {cls.num_stages} positive numbers, got {arch['depths']!r}")
-        if arch['embed_dim'] < 2 or arch['embed_dim'] % 2:
-            raise ValueError(f"arch['embed_dim'] must be even and positive, got {arch['embed_dim']!r}")
-        if arch['num_heads'] < 1:
-            raise ValueError(f"arch['num_heads'] must be positive, got {arch['num_heads']!r}")
+        depths, embed_dim, num_heads = arch['depths'], arch['embed_dim'], arch['num_heads']
+        if (not isinstance(depths, Sequence) or len(depths) != cls.num_stages
+                or any(not isinstance(depth, int) or depth < 1 for depth in depths)):
+            raise ValueError(f"arch['depths'] must be {cls.num_stages} positive ints, got {depths!r}")
+        if not isinstance(embed_dim, int) or embed_dim < 2 or embed_dim % 2:
+            raise ValueError(f"arch['embed_dim'] must be an even positive int, got {embed_dim!r}")
+        if not isinstance(num_heads, int) or num_heads < 1:
+            raise ValueError(f"arch['num_heads'] must be a positive int, got {num_heads!r}")
         return arch
 
     @staticmethod
     def _check_split_ratio(split_ratio: Union[float, Sequence[float]], num_blocks: int) -> List[float]:
-        ratios = [split_ratio] * num_blocks if isinstance(split_ratio, (int, float)) else list(split_ratio)
-        if len(ratios) != num_blocks:
+        ratios = [split_ratio] * num_blocks if isinstance(split_ratio, Real) else split_ratio
+        if not isinstance(ratios, Sequence) or len(ratios) != num_blocks:
             raise ValueError(f'split_ratio must be one number or one for each of the {num_blocks} blocks, '
-                             f'got {len(ratios)}: {split_ratio!r}')
-        wrong = [ratio for ratio in ratios if not 0 < ratio <= 1]
+                             f'got {split_ratio!r}')
+        wrong = [ratio for ratio in ratios if not isinstance(ratio, Real) or not 0 < ratio <= 1]
         if wrong:
             raise ValueError(f'split_ratio must lie in (0, 1], got {wrong[0]!r}')
-        return ratios
+        return list(ratios)
 
     @classmethod
     def _check_out_indices(cls, out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
-        indices = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
-        positive = tuple(i + cls.num_stages if i < 0 else i for i in indices)
-        if not indices or any(not 0 <= i < cls.num_stages for i in positive) or len(set(positive)) < len(positive):
+        indices = [out_indices] if isinstance(out_indices, int) else out_indices
+        if (not isinstance(indices, Sequence) or not indices
+                or any(not isinstance(i, int) or not -cls.num_stages <= i < cls.num_stages for i in indices)
+                or len({i % cls.num_stages for i in indices}) < len(indices)):
             raise ValueError(f'out_indices must be different stages from {-cls.num_stages} to {cls.num_stages - 1}, '
                              f'got {out_indices!r}')
-        return tuple(sorted(positive))
+        return tuple(sorted(i % cls.num_stages for i in indices))
 
     def init_weights(self) -> None:
         """Initializes the weights, from the checkpoint of ``init_cfg`` where one is named.

@@ -24,7 +24,7 @@ def named_arguments(init: Callable) -> Callable:
             if name not in allowed:
                 near = difflib.get_close_matches(name, allowed, n=1)
                 raise TypeError(f'{type(self).__name__} has no argument {name!r} (given {name}={value!r})'
-                                f'{f"; did you mean {near[0]!r}?" if near else ""} Allowed are {", ".join(allowed)}')
+                                f'{f"; did you mean {near[0]!r}?" if near else "."} Allowed are {", ".join(allowed)}')
         init(self, *args, **kwargs)
 
     return checked
