@@ -4,7 +4,7 @@ import codecs
 import os
 import pickle
 from collections import Counter, OrderedDict, defaultdict
-from typing import IO, Dict
+from typing import IO, Dict, Type
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch import _utils
 def read_checkpoint(path: str) -> dict:
     """Reads a checkpoint file as data: tensors, numbers, text and mmengine's log buffers.
 
-    A file that asks for anything else, a function to call above all, is
-    refused before anything of it runs.
+    A file that asks to call a function or to build an object beyond these is
+    refused before anything of it runs. Functions and classes that it only names
+    come as stand-ins that nobody can call.
 
     Args:
         path (str): A local file.
@@ -66,15 +67,26 @@ class _LogBuffer(HistoryBuffer):
         self.__class__ = HistoryBuffer
 
 
-def _name_of_statistic(owner: type, name: str) -> str:
-    """Stands for ``getattr``, by which log buffers refer to their methods; their names are enough."""
-    if owner is not _LogBuffer:
+class _Reference:
+    """A function or class that a file names: to name it is data, to call it is not."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> '_Reference':
+        raise pickle.UnpicklingError(f'{cls.__name__} is not data')
+
+
+def _refer(name: str) -> Type[_Reference]:
+    return type(name, (_Reference, ), {})
+
+
+def _attribute(owner: type, name: str) -> Type[_Reference]:
+    """Stands for ``getattr``, by which log buffers and schedulers name methods."""
+    if not isinstance(owner, type) or not issubclass(owner, (_LogBuffer, _Reference)):
         raise pickle.UnpicklingError('builtins.getattr is not data')
-    return name
+    return _refer(f'{owner.__name__}.{name}')
 
 
 def _data_globals() -> Dict[str, object]:
-    """All that a checkpoint may refer to by name, except torch's dtypes."""
+    """All that a checkpoint may call or build, except torch's dtypes."""
     found = {
         'collections.Counter': Counter,  # milestones of MultiStepLR
         'collections.OrderedDict': OrderedDict,
@@ -85,7 +97,7 @@ def _data_globals() -> Dict[str, object]:
         'numpy.ndarray': np.ndarray,
         'numpy.dtype': np.dtype,
         'mmengine.logging.history_buffer.HistoryBuffer': _LogBuffer,
-        'builtins.getattr': _name_of_statistic,
+        'builtins.getattr': _attribute,
     }
     found.update({f'builtins.{plain.__name__}': plain for plain in (set, frozenset, slice, complex, bytearray)})
     for rebuild in (_utils._rebuild_tensor, _utils._rebuild_tensor_v2, _utils._rebuild_parameter):
@@ -98,7 +110,7 @@ def _data_globals() -> Dict[str, object]:
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """An unpickler that finds data only."""
+    """An unpickler that calls and builds data only."""
 
     allowed = _data_globals()
 
@@ -109,7 +121,7 @@ class _DataUnpickler(pickle.Unpickler):
             return self.allowed[full_name]
         if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        raise pickle.UnpicklingError(f'{full_name} is not data')
+        return _refer(full_name)
 
 
 class _DataPickle:
