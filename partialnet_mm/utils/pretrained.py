@@ -69,6 +69,9 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: Optional[str] = 
                 'weights with --cfg-options model.backbone.init_cfg=None')
         content = read_checkpoint(checkpoint)
     tensors = content.get('state_dict', content.get('model', content))
+    if not isinstance(tensors, dict):
+        raise ValueError(f'checkpoint {checkpoint!r} holds a {type(tensors).__name__} in the place of its state dict; '
+                         "allowed are tensors by name under 'state_dict', under 'model', or as the whole file")
     prefix = prefix or ''
     given = {name[len(prefix):]: value for name, value in tensors.items()
              if name.startswith(prefix) and isinstance(value, Tensor)}
