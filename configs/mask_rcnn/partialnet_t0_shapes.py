@@ -8,14 +8,17 @@ _base_ = [
 ]
 
 model = dict(
-    roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=3)))
+    roi_head=dict(
+        # One box regression for all classes learns from more boxes.
+        bbox_head=dict(num_classes=3, reg_class_agnostic=True),
+        mask_head=dict(num_classes=3)))
 
 data_root = 'data/shapes/'
 metainfo = dict(classes=('disc', 'box', 'triangle'), palette=[(220, 20, 60), (0, 130, 200), (60, 180, 75)])
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
+    dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs')
 ]
 test_pipeline = [
@@ -26,7 +29,8 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
 ]
 train_dataloader = dict(
-    batch_size=8,
+    # 2 processes: a batch of 8
+    batch_size=4,
     num_workers=1,
     dataset=dict(
         data_root=data_root,
@@ -48,17 +52,18 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
 # Random weights learn faster with a higher rate and a shorter warm-up than a fine-tuning.
+max_epochs = 18
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1)
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, eta_min=1e-5, convert_to_iter_based=True)
 ]
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10.0))
-train_cfg = dict(val_interval=4)
+train_cfg = dict(max_epochs=max_epochs, val_interval=6)
 auto_scale_lr = dict(base_batch_size=8)
 
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=4, max_keep_ckpts=1),
+    checkpoint=dict(interval=6, max_keep_ckpts=1),
     visualization=dict(score_thr=0.5))
 log_processor = dict(window_size=10)
 randomness = dict(seed=0)

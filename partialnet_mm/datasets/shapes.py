@@ -12,6 +12,8 @@ SHAPE_CLASSES = ('disc', 'box', 'triangle')
 
 # Part of a shape that a later one may cover.
 _MAX_COVERED = 0.25
+# Least distance of a shape's colour from the background's, of at most 441.
+_MIN_CONTRAST = 120
 
 
 def write_shapes_dataset(root: Union[str, Path],
@@ -20,7 +22,7 @@ def write_shapes_dataset(root: Union[str, Path],
                          seed: int = 0) -> Dict[str, int]:
     """Draws images of shapes on textured backgrounds, with COCO annotations.
 
-    Each image shows one to six discs (ellipses), boxes and triangles of random
+    Each image shows one to four discs (ellipses), boxes and triangles of random
     size, angle and texture that partly cover each other. The same arguments
     give the same files.
 
@@ -67,10 +69,11 @@ def write_shapes_dataset(root: Union[str, Path],
 
 def _draw_image(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, List[Tuple[int, np.ndarray]]]:
     """One picture (size, size, 3) in uint8 and the visible mask of each shape with its class index."""
-    picture = _texture(rng, size)
+    background = rng.uniform(30, 225, 3)
+    picture = _texture(rng, size, background)
     shapes: List[Tuple[int, np.ndarray]] = []
     areas: List[int] = []
-    wanted = rng.integers(1, 7)
+    wanted = rng.integers(1, 5)
     for _ in range(4 * wanted):
         if len(shapes) == wanted:
             break
@@ -83,34 +86,36 @@ def _draw_image(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, List[T
         areas.append(int(mask.sum()))
         # An edge of a pixel or so, as a lens would give it.
         alpha = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0.7)[..., None]
-        picture = picture * (1 - alpha) + _texture(rng, size) * alpha
+        colour = rng.uniform(30, 225, 3)
+        while np.linalg.norm(colour - background) < _MIN_CONTRAST:
+            colour = rng.uniform(30, 225, 3)
+        picture = picture * (1 - alpha) + _texture(rng, size, colour) * alpha
     picture += rng.normal(0, 4, picture.shape)
     return picture.clip(0, 255).astype(np.uint8), shapes
 
 
-def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
+def _texture(rng: np.random.Generator, size: int, colour: np.ndarray) -> np.ndarray:
     """A colour with clouds and stripes on it, (size, size, 3) in float64."""
-    colour = rng.uniform(30, 225, 3)
     cells = int(rng.integers(3, 17))
     clouds = cv2.resize(rng.normal(0, 1, (cells, cells, 3)), (size, size), interpolation=cv2.INTER_CUBIC)
     rows, columns = np.mgrid[:size, :size]
     angle, period = rng.uniform(0, np.pi), rng.uniform(6, 30)
     stripes = np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 2 * np.pi / period)
-    return colour + rng.uniform(5, 22) * clouds + rng.uniform(0, 18) * stripes[..., None]
+    return colour + rng.uniform(4, 14) * clouds + rng.uniform(0, 12) * stripes[..., None]
 
 
 def _shape_mask(rng: np.random.Generator, size: int, category: int) -> np.ndarray:
     """The place of one shape, (size, size) in bool."""
-    centre = rng.uniform(0.15 * size, 0.85 * size, 2)
-    radius = rng.uniform(0.08, 0.22) * size
-    stretch = rng.uniform(0.65, 1.0)
-    angle = rng.uniform(0, 2 * np.pi)
+    centre = rng.uniform(0.2 * size, 0.8 * size, 2)
+    radius = rng.uniform(0.12, 0.24) * size
+    stretch = rng.uniform(0.7, 1.0)
+    angle = rng.uniform(-0.4, 0.4)
     if SHAPE_CLASSES[category] == 'disc':
         turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     elif SHAPE_CLASSES[category] == 'box':
         turns = np.pi / 4 + np.arange(4) * np.pi / 2
     else:
-        turns = np.arange(3) * 2 * np.pi / 3
+        turns = -np.pi / 2 + np.arange(3) * 2 * np.pi / 3
     outline = np.stack((np.cos(turns), stretch * np.sin(turns)), axis=1) * radius
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     mask = np.zeros((size, size), np.uint8)

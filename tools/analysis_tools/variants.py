@@ -22,6 +22,7 @@ def main() -> None:
         variant = arch.split('-')[0]
         cfg = Config.fromfile(CONFIGS / 'pretrain' / f'partialnet_{variant}_in1k.py')
         cfg.model.backbone.arch = arch
+        cfg.model.train_cfg = None  # no batch augmentation: it is a forward pass that is counted
         model = MODELS.build(cfg.model)
         params = sum(p.numel() for p in model.parameters()) / 1e6
         trained = count_multiply_adds(model, (1, 3, 224, 224)) / 1e9

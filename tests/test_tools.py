@@ -1,0 +1,140 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""The command lines: wrong usage, and training and testing on a few drawn images."""
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from libraries import ROOT
+
+from partialnet_mm.datasets import write_shapes_dataset
+
+CONFIG = 'configs/mask_rcnn/partialnet_t0_shapes.py'
+
+
+def run(*command, **env):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT, timeout=300,
+                          env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', **env})
+
+
+@pytest.mark.parametrize('command, usage', [
+    ('tools/dist_train.sh', 'usage: tools/dist_train.sh CONFIG GPUS'),
+    (f'tools/dist_train.sh {CONFIG}', 'usage: tools/dist_train.sh CONFIG GPUS'),
+    (f'tools/dist_train.sh {CONFIG} none', 'usage: tools/dist_train.sh CONFIG GPUS'),
+    (f'tools/dist_train.sh {CONFIG} 0', 'usage: tools/dist_train.sh CONFIG GPUS'),
+    ('tools/dist_train.sh no.py 2', "config 'no.py' does not exist"),
+    (f'tools/dist_test.sh {CONFIG} 2', 'usage: tools/dist_test.sh CONFIG CHECKPOINT GPUS'),
+    ('tools/torchrun.sh two tools/train.py', 'PROCESSES SCRIPT'),
+    ('tools/slurm_train.sh partition', 'tools/slurm_train.sh PARTITION JOB_NAME CONFIG'),
+    ('tools/slurm_test.sh partition job', 'tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT'),
+    ('tools/setup_env.sh conda', 'usage: tools/setup_env.sh [onedl|openmmlab]'),
+    ('tools/demo.sh one two', 'tools/demo.sh [WORK_DIR]'),
+    ('python tools/train.py', 'usage: train.py'),
+    ('python tools/train.py no.py', "config 'no.py' does not exist"),
+    (f'python tools/test.py {CONFIG} no.pth', "checkpoint 'no.pth' does not exist"),
+    (f'python tools/test.py {CONFIG} README.md --out table.txt', "--out must end in .pkl or .pickle, got 'table.txt'"),
+    ('python tools/analysis_tools/montage.py tests montage.jpg', "no .jpg or .png in 'tests'"),
+])
+def test_wrong_usage_says_what_is_right_and_exits_2(command, usage):
+    words = command.split()
+    done = run(*([sys.executable, *words[1:]] if words[0] == 'python' else words))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert usage in done.stderr
+
+
+def test_several_machines_need_a_port():
+    done = run('tools/dist_train.sh', CONFIG, 2, NNODES='2')
+    assert done.returncode == 2 and 'NNODES=2 needs PORT' in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_amp_without_gpu_is_an_error():
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--amp')
+    assert done.returncode == 2 and '--amp needs a GPU' in done.stderr
+
+
+@pytest.mark.parametrize('script, arguments, expected', [
+    ('slurm_train.sh', ['gpu', 'job', CONFIG, '--resume'],
+     ['-p', 'gpu', '--job-name=job', '--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--cpus-per-task=5',
+      '--kill-on-bad-exit=1', '--exclusive', '-t', '60']),
+    ('slurm_test.sh', ['gpu', 'job', CONFIG, 'x.pth', '--out', 'y.pkl'],
+     ['-p', 'gpu', '--job-name=job', '--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--cpus-per-task=5',
+      '--kill-on-bad-exit=1', '--exclusive', '-t', '60']),
+])
+def test_slurm_scripts_ask_for_what_they_should(tmp_path, script, arguments, expected):
+    """A stand-in for srun notes down how it was called."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    done = run(f'tools/{script}', *arguments, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16', GPUS_PER_NODE='4',
+               SRUN_ARGS='--exclusive -t 60')
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    assert words[:len(expected)] == expected
+    python, unbuffered, tool, *rest = words[len(expected):]
+    assert (python, unbuffered) == (sys.executable, '-u')
+    assert (ROOT / tool).samefile(ROOT / 'tools' / ('train.py' if 'train' in script else 'test.py'))
+    assert rest == [*arguments[2:], '--launcher', 'slurm']
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Mask R-CNN after an epoch of two iterations on eight drawn images, with all options of both tools."""
+    pytest.importorskip('mmdet')
+    root = tmp_path_factory.mktemp('tools')
+    write_shapes_dataset(root / 'shapes', dict(train=8, val=3), size=64)
+    data = root / 'shapes'
+    options = [f'{loader}.dataset.data_root={data}' for loader in ('train_dataloader', 'val_dataloader',
+                                                                   'test_dataloader')]
+    options += [f'{loader}.{option}' for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader')
+                for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=4')]
+    options += [f'{split}_evaluator.ann_file={data}/annotations/instances_val.json' for split in ('val', 'test')]
+    options += ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=1',
+                'train_dataloader.dataset.filter_cfg.min_size=0', 'default_hooks.visualization.score_thr=0.0']
+    work = root / 'work'
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--work-dir', work, '--auto-scale-lr',
+               '--cfg-options', *options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return work, options, done.stdout + done.stderr
+
+
+def test_train_trains_and_measures(trained):
+    work, _, log = trained
+    assert (work / 'epoch_1.pth').is_file()
+    assert 'Epoch(train) [1][2/2]' in re.sub(' +', ' ', log)
+    assert 'coco/segm_mAP' in log
+    # 4 images of the base batch of 8: half the rate
+    assert 'Scaling the original LR by 0.5' in log
+
+
+def test_resume_goes_on_from_the_newest(trained):
+    work, options, _ = trained
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--work-dir', work, '--resume', '--cfg-options',
+               *options, 'train_cfg.max_epochs=2')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    log = re.sub(' +', ' ', done.stdout + done.stderr)
+    assert 'Epoch(train) [2][2/2]' in log and 'Epoch(train) [1][1/2]' not in log
+
+
+def test_test_measures_draws_and_dumps(trained, tmp_path):
+    work, options, _ = trained
+    done = run(sys.executable, 'tools/test.py', CONFIG, work / 'epoch_1.pth', '--work-dir', tmp_path,
+               '--show-dir', tmp_path / 'pictures', '--out', tmp_path / 'found.pkl', '--cfg-options', *options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r'coco/bbox_mAP +-?\d', done.stdout)
+    assert sorted(p.name for p in (tmp_path / 'pictures').iterdir()) == ['00001.jpg', '00002.jpg', '00003.jpg']
+    found = pickle.loads((tmp_path / 'found.pkl').read_bytes())
+    assert len(found) == 3 and {'bboxes', 'scores', 'labels', 'masks'} <= set(found[0]['pred_instances'])
+
+
+def test_montage_joins_pictures(tmp_path):
+    import cv2
+    import numpy as np
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f'{i}.png'), np.full((32, 64, 3), 40 * i, np.uint8))
+    done = run(sys.executable, 'tools/analysis_tools/montage.py', tmp_path, tmp_path / 'all.png', '--height', '32')
+    assert done.returncode == 0, done.stderr
+    assert cv2.imread(str(tmp_path / 'all.png')).shape == (2 * 36, 2 * 68, 3)
