@@ -138,3 +138,53 @@ def test_montage_joins_pictures(tmp_path):
     done = run(sys.executable, 'tools/analysis_tools/montage.py', tmp_path, tmp_path / 'all.png', '--height', '32')
     assert done.returncode == 0, done.stderr
     assert cv2.imread(str(tmp_path / 'all.png')).shape == (2 * 36, 2 * 68, 3)
+
+
+SEGMENTATION = '''
+_base_ = './my_segmentor.py'
+model = dict(
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=dict(arch='t0', init_cfg=None),
+    neck=dict(in_channels=[32, 64, 128, 256]),
+    decode_head=dict(num_classes=2))
+pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs')
+]
+dataset = dict(_delete_=True, type='BaseSegDataset', data_root=r'{root}',
+               data_prefix=dict(img_path='images', seg_map_path='masks'), img_suffix='.png', seg_map_suffix='.png',
+               metainfo=dict(classes=('left', 'right'), palette=[[255, 0, 0], [0, 255, 0]]), pipeline=pipeline)
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dataset)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dataset)
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=2, val_interval=2)
+param_scheduler = []
+default_hooks = dict(checkpoint=dict(interval=2), visualization=dict(interval=1))
+'''
+
+
+def test_a_segmentation_config_trains_measures_and_draws(tmp_path):
+    pytest.importorskip('mmseg')
+    import numpy as np
+    from libraries import readme_snippets, shipped_config
+    from PIL import Image
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'masks').mkdir()
+    for i in range(4):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[:, 10 * i + 16:] = 1
+        Image.fromarray(mask).save(tmp_path / 'masks' / f'{i}.png')
+        Image.fromarray(np.stack((mask * 200, 200 - mask * 200, mask), axis=-1)).save(tmp_path / 'images' / f'{i}.png')
+    base = shipped_config('mmseg', 'sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py')
+    (tmp_path / base.name).write_text(f'_base_ = {str(base)!r}\n')
+    (tmp_path / 'my_segmentor.py').write_text(readme_snippets()['my_segmentor.py'])
+    config = tmp_path / 'tiny.py'
+    config.write_text(SEGMENTATION.replace('{root}', str(tmp_path)))
+    done = run(sys.executable, 'tools/train.py', config, '--work-dir', tmp_path / 'work')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    done = run(sys.executable, 'tools/test.py', config, tmp_path / 'work' / 'iter_2.pth', '--work-dir',
+               tmp_path / 'test', '--show-dir', tmp_path / 'pictures', '--out', tmp_path / 'found.pkl')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r'mIoU +\d', done.stdout)
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
+    assert len(pickle.loads((tmp_path / 'found.pkl').read_bytes())) == 4
