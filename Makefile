@@ -10,6 +10,8 @@ STACK ?= onedl
 VENV := $(if $(filter openmmlab,$(STACK)),.venv-openmmlab,.venv)
 BIN := $(CURDIR)/$(VENV)/bin
 WORK_DIR ?= work_dirs/demo
+# Two processes of one thread each suit the smallest machines, and networks this small.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 PYTEST_ARGS ?=
 
 .PHONY: env demo test test-slow lint
@@ -21,10 +23,10 @@ demo: env
 	@PYTHON=$(BIN)/python tools/demo.sh $(WORK_DIR)
 
 test: env
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-slow: env
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: env
 	$(BIN)/ruff check .

@@ -106,8 +106,8 @@ def test_train_trains_and_measures(trained):
     assert (work / 'epoch_1.pth').is_file()
     assert 'Epoch(train) [1][2/2]' in re.sub(' +', ' ', log)
     assert 'coco/segm_mAP' in log
-    # 4 images of the base batch of 8: half the rate
-    assert 'Scaling the original LR by 0.5' in log
+    # 4 images of the base batch of 16: a quarter of the rate
+    assert 'Scaling the original LR by 0.25' in log
 
 
 def test_resume_goes_on_from_the_newest(trained):
