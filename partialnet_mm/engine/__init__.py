@@ -1,4 +1,13 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+from .atomic_backend import AtomicLocalBackend
 from .coco_format_runner import CocoFormatRunner, spread_data_settings
+from .crash_safe_checkpoint_hook import CrashSafeCheckpointHook
+from .epoch_data_hook import EpochDataHook
+from .finite_hook import FiniteHook
+from .preemption_hook import EXIT_PREEMPTED, PreemptionHook
+from .preflight_hook import PreflightHook
 
-__all__ = ['CocoFormatRunner', 'spread_data_settings']
+__all__ = [
+    'AtomicLocalBackend', 'CocoFormatRunner', 'CrashSafeCheckpointHook', 'EXIT_PREEMPTED', 'EpochDataHook',
+    'FiniteHook', 'PreemptionHook', 'PreflightHook', 'spread_data_settings'
+]

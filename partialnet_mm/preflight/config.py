@@ -1,0 +1,123 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Checks of all data that a config names."""
+import os
+from typing import Any, Iterator, List, Optional, Sequence
+
+from mmengine.config import Config
+
+from .coco import check_coco
+from .findings import Finding, errors_in, format_findings
+from .image_folder import check_image_folder
+
+
+def check_config(cfg: Config, images: Optional[int] = 200) -> List[Finding]:
+    """Checks training, validation and test data of a config, without building anything.
+
+    It knows COCO format (``CocoDataset``) and folders of classes (``ImageNet``
+    and ``CustomDataset`` of mmpretrain), also inside wrappers such as
+    RepeatDataset and ConcatDataset. Other data sets give a note.
+
+    Args:
+        cfg (Config): Any OpenMMLab config.
+        images (int, optional): Images of each data set to decode, None for
+            all. Defaults to 200.
+
+    Returns:
+        list[Finding]: Errors and notes; data that two loaders share is checked
+        once.
+    """
+    findings: List[Finding] = []
+    done = []
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in _leaves(loader.dataset) if loader else ():
+            key = {name: dataset.get(name) for name in ('type', 'data_root', 'ann_file', 'data_prefix', 'split')}
+            if key not in done:
+                done.append(key)
+                findings += _check_dataset(dataset, cfg, images)
+    for split in ('val', 'test'):
+        findings += _check_evaluator(cfg, split)
+    return findings
+
+
+def stop_on_errors(findings: Sequence[Finding]) -> None:
+    """Raises if a training must not start.
+
+    Raises:
+        ValueError: With the report.
+    """
+    errors = errors_in(findings)
+    if errors:
+        raise ValueError(f'{len(errors)} errors in the data; no training was started\n{format_findings(findings)}')
+
+
+def _leaves(dataset: Any) -> Iterator[Any]:
+    if 'dataset' in dataset:
+        yield from _leaves(dataset['dataset'])
+    elif 'datasets' in dataset:
+        for member in dataset['datasets']:
+            yield from _leaves(member)
+    else:
+        yield dataset
+
+
+def _check_dataset(dataset: Any, cfg: Config, images: Optional[int]) -> Iterator[Finding]:
+    kind = str(dataset.get('type')).split('.')[-1]
+    root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or {}
+    if kind == 'CocoDataset':
+        ann_file = os.path.join(root, dataset.get('ann_file') or '')
+        classes = _classes_of(dataset)
+        yield from _check_num_classes(cfg, ann_file, classes)
+        steps = [str(step.get('type')) for step in dataset.get('pipeline') or ()]
+        masks = any(step.get('with_mask') for step in dataset.get('pipeline') or () if 'LoadAnnotations' in steps)
+        yield from check_coco(ann_file, os.path.join(root, prefix.get('img') or ''), classes, masks, images)
+    elif kind in ('ImageNet', 'CustomDataset') and not dataset.get('ann_file'):
+        folder = prefix if isinstance(prefix, str) else prefix.get('img_path') or ''
+        folder = os.path.join(root, folder or dataset.get('split') or '')
+        yield from check_image_folder(folder, (cfg.model.get('head') or {}).get('num_classes'), images)
+    else:
+        yield Finding('not checked', str(root or kind), '', f'data of type {kind} is not known here', note=True)
+
+
+def _classes_of(dataset: Any) -> Optional[List[str]]:
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes is None:
+        try:
+            from mmdet.datasets import CocoDataset
+        except ImportError:
+            return None
+        classes = CocoDataset.METAINFO['classes']
+    return [classes] if isinstance(classes, str) else list(classes)
+
+
+def _check_num_classes(cfg: Config, ann_file: str, classes: Optional[Sequence[str]]) -> Iterator[Finding]:
+    for name in ('bbox_head', 'mask_head'):
+        for head in _heads(cfg.get('model'), name):
+            count = head.get('num_classes')
+            if classes is not None and count is not None and count != len(classes):
+                yield Finding('number of classes', ann_file, f'model {name}',
+                              f'num_classes is {count}, and the data set has {len(classes)} classes: {list(classes)}')
+
+
+def _heads(node: Any, name: str) -> Iterator[Any]:
+    if isinstance(node, dict):
+        for key, child in node.items():
+            if key == name:
+                yield from child if isinstance(child, (list, tuple)) else [child]
+            else:
+                yield from _heads(child, name)
+
+
+def _check_evaluator(cfg: Config, split: str) -> Iterator[Finding]:
+    """The metric must measure against the annotations of the images that it gets."""
+    evaluator = cfg.get(f'{split}_evaluator')
+    loader = cfg.get(f'{split}_dataloader')
+    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        ann_file = metric.get('ann_file') if isinstance(metric, dict) else None
+        if not ann_file or not loader:
+            continue
+        files = [os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+                 for dataset in _leaves(loader.dataset)]
+        if os.path.normpath(ann_file) not in map(os.path.normpath, files):
+            yield Finding('evaluator', ann_file, f'{split}_evaluator', f'the images come from {files}')

@@ -1,0 +1,43 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Checks of classification data: a folder for each class."""
+import os
+from typing import List, Optional
+
+from .findings import Finding
+from .images import check_image, sample
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.webp')
+
+
+def check_image_folder(folder: str, num_classes: Optional[int] = None, images: Optional[int] = 200) -> List[Finding]:
+    """Checks a folder of class folders, as ImageNet's.
+
+    Args:
+        folder (str): Holds one folder a class.
+        num_classes (int, optional): What the model distinguishes; None if not
+            known. Defaults to None.
+        images (int, optional): Images to decode, evenly spread; None for all.
+            Defaults to 200.
+
+    Returns:
+        list[Finding]: Errors and notes.
+    """
+    if not os.path.isdir(folder):
+        return [Finding('image folder missing', folder, '', 'the folder does not exist')]
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if not classes:
+        return [Finding('no classes', folder, '', 'it holds no folders; one for each class is needed')]
+    findings = []
+    if num_classes is not None and len(classes) != num_classes:
+        findings.append(Finding('number of classes', folder, '', f'it has {len(classes)} folders, and the model '
+                                f'distinguishes {num_classes} classes'))
+    paths = []
+    for name in classes:
+        found = [os.path.join(root, file) for root, _, files in os.walk(os.path.join(folder, name))
+                 for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
+        if not found:
+            findings.append(Finding('class without images', os.path.join(folder, name), '', 'it holds no image'))
+        paths += found
+    for path in sample(paths, images):
+        findings += check_image(path)
+    return findings

@@ -1,0 +1,48 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Checks of image files."""
+import os
+from typing import List, Optional, Sequence, Tuple, TypeVar
+
+from PIL import Image
+
+from .findings import Finding
+
+T = TypeVar('T')
+#: EXIF tag, and its values that swap width and height.
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
+
+
+def check_image(path: str, size: Optional[Tuple[int, int]] = None) -> List[Finding]:
+    """Decodes an image and compares its size.
+
+    Args:
+        path (str): The file.
+        size (tuple[int, int], optional): Width and height that the annotations
+            give, after turning by EXIF as OpenCV does. Defaults to None.
+
+    Returns:
+        list[Finding]: Empty if all is well.
+    """
+    if not os.path.exists(path):
+        return [Finding('image missing', path, '', 'the file does not exist')]
+    length = os.path.getsize(path)
+    if length == 0:
+        return [Finding('image empty', path, '', 'the file has 0 bytes')]
+    try:
+        with Image.open(path) as image:
+            image.load()
+            width, height = image.size
+            if image.getexif().get(ORIENTATION) in TURNED:
+                width, height = height, width
+    except Exception as error:  # Pillow raises many types for damaged files
+        return [Finding('image broken', path, '', f'{length} bytes that do not decode: {error}')]
+    if size is not None and (width, height) != size:
+        return [Finding('image size', path, '', f'it is {width} x {height}, the annotations say {size[0]} x {size[1]}')]
+    return []
+
+
+def sample(items: Sequence[T], most: Optional[int]) -> Sequence[T]:
+    """At most ``most`` items, evenly spread; all if None."""
+    if most is None or len(items) <= most:
+        return items
+    return [items[i * len(items) // most] for i in range(most)]
