@@ -11,7 +11,7 @@ from pycocotools import mask as mask_utils
 SHAPE_CLASSES = ('disc', 'box', 'triangle')
 
 # Part of a shape that a later one may cover.
-_MAX_COVERED = 0.25
+_MAX_COVERED = 0.1
 # Least distance of a shape's colour from the background's, of at most 441.
 _MIN_CONTRAST = 120
 
@@ -107,9 +107,9 @@ def _texture(rng: np.random.Generator, size: int, colour: np.ndarray) -> np.ndar
 def _shape_mask(rng: np.random.Generator, size: int, category: int) -> np.ndarray:
     """The place of one shape, (size, size) in bool."""
     centre = rng.uniform(0.2 * size, 0.8 * size, 2)
-    radius = rng.uniform(0.12, 0.24) * size
-    stretch = rng.uniform(0.7, 1.0)
-    angle = rng.uniform(-0.4, 0.4)
+    radius = rng.uniform(0.13, 0.25) * size
+    stretch = rng.uniform(0.75, 1.0)
+    angle = rng.uniform(-0.3, 0.3)
     if SHAPE_CLASSES[category] == 'disc':
         turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     elif SHAPE_CLASSES[category] == 'box':

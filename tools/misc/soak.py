@@ -1,0 +1,121 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Trains a detection config for some minutes with ever-changing image sizes, and measures whether memory grows.
+
+Exits with 1 if the memory of the training process grows by more than the limit.
+"""
+import argparse
+import gc
+import os
+import sys
+import tempfile
+import time
+from typing import List, Tuple
+
+import numpy as np
+import psutil
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+#: Shorter sides that are drawn from, pixels.
+SIZES = range(160, 400, 8)
+
+
+class MemoryHook(Hook):
+    """Notes the memory of the training and ends it when its time is over.
+
+    Args:
+        minutes (float): How long to train.
+        interval (float): Seconds between two notes. Defaults to 10.
+    """
+
+    def __init__(self, minutes: float, interval: float = 10.) -> None:
+        self.process = psutil.Process()
+        self.end = time.monotonic() + 60 * minutes
+        self.interval = interval
+        self.next = time.monotonic() + interval
+        self.iterations = 0
+        self.shapes: set = set()
+        #: Seconds, MiB of the training process, MiB of its data loader's workers, Python objects.
+        self.notes: List[Tuple[float, float, float, int]] = []
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict = None, outputs: dict = None) -> None:
+        """Takes a note if it is time."""
+        self.iterations += 1
+        self.shapes.update(tuple(image.shape[-2:]) for image in data_batch['inputs'])
+        now = time.monotonic()
+        if now >= self.next:
+            self.next = now + self.interval
+            workers = sum(child.memory_info().rss for child in self.process.children(recursive=True))
+            self.notes.append((now, self.process.memory_info().rss / 2**20, workers / 2**20, len(gc.get_objects())))
+            seconds, own, loaders, objects = self.notes[-1]
+            print(f'{self.iterations} iterations, {(self.end - now) / 60:.1f} min left: {own:.0f} MiB, '
+                  f'workers {loaders:.0f} MiB, {objects} objects, {len(self.shapes)} image sizes', flush=True)
+        if now >= self.end:
+            raise KeyboardInterrupt
+
+
+def slope(notes: List[Tuple], column: int) -> float:
+    """Growth an hour by least squares, over the notes after the first quarter, in which caches fill."""
+    late = np.array(notes[len(notes) // 4:], dtype=float)
+    return float(np.polyfit(late[:, 0] / 3600, late[:, column], 1)[0])
+
+
+def vary_sizes(node: object) -> None:
+    """Replaces every resizing of a training pipeline by one to a random size."""
+    if isinstance(node, dict):
+        if node.get('type') in ('Resize', 'RandomChoiceResize', 'RandomResize'):
+            node.clear()
+            node.update(type='RandomChoiceResize', scales=[(700, size) for size in SIZES], keep_ratio=True)
+        for child in node.values():
+            vary_sizes(child)
+    elif isinstance(node, (list, tuple)):
+        for child in node:
+            vary_sizes(child)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config of a detector')
+    parser.add_argument('--minutes', type=float, default=20., help='how long to train (default: 20)')
+    parser.add_argument('--limit', type=float, default=100., metavar='MIB', help='growth an hour that is too much, '
+                        'after the first quarter of the time (default: 100)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='changes to the config, as for tools/train.py')
+    args = parser.parse_args()
+    if not os.path.isfile(args.config):
+        parser.error(f'config {args.config!r} does not exist')
+    if args.minutes < 1:
+        parser.error(f'--minutes must be at least 1, got {args.minutes}')
+    os.nice(19)
+    torch.set_num_threads(1)
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    vary_sizes(cfg.train_dataloader)
+    cfg.train_cfg.max_epochs = 10**6
+    cfg.train_cfg.val_interval = 10**6
+    cfg.launcher = 'none'
+    memory = MemoryHook(args.minutes)
+    with tempfile.TemporaryDirectory() as work_dir:
+        cfg.work_dir = work_dir
+        cfg.log_level = 'WARNING'
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.register_hook(memory, priority='LOWEST')
+        try:
+            runner.train()
+        except KeyboardInterrupt:
+            if time.monotonic() < memory.end:
+                raise
+    own, workers, objects = (slope(memory.notes, column) for column in (1, 2, 3))
+    late = [note[1] for note in memory.notes[len(memory.notes) // 4:]]
+    print(f'{args.minutes:g} minutes, {memory.iterations} iterations, {len(memory.shapes)} image sizes\n'
+          f'training process: {min(late):.0f} to {max(late):.0f} MiB, slope {own:+.1f} MiB an hour\n'
+          f'workers: slope {workers:+.1f} MiB an hour\n'
+          f'Python objects: slope {objects:+.0f} an hour')
+    return int(own > args.limit)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
