@@ -1,6 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Weights that provably arrive: loading a backbone from a checkpoint."""
 import os
+import re
 from typing import Dict, List, Optional, Union
 
 from mmengine.logging import MMLogger
@@ -87,7 +88,8 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: Optional[str] = 
         if report[kind]:
             summary += f'\n  {kind} ({len(report[kind])}): {_shorten(report[kind])}'
     # A returned map's norm exists in dense prediction only, so a classifier's checkpoint need not have it.
-    if len(report['loaded']) < MIN_LOADED * len(own):
+    needed = {name for name in own if not re.match(r'norm\d\.', name)}
+    if len(needed.intersection(report['loaded'])) < MIN_LOADED * len(needed):
         raise ValueError(f'only {summary}\nat least {MIN_LOADED:.0%} must match: the checkpoint belongs to another '
                          f'network, another arch, or needs another prefix. Its tensors begin with '
                          f'{_shorten(list(tensors), 3)}')

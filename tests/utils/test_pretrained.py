@@ -195,6 +195,14 @@ def test_init_weights_loads_over_the_initialization(tmp_path, randomize_norms):
     assert (model.norm0.weight == 1).all()
 
 
+def test_norms_of_returned_maps_do_not_count(trained, tiny_arch, tmp_path):
+    """Of a small arch they are more than a tenth, and a classifier has none."""
+    model = PartialNet(tiny_arch, out_indices=(0, 1, 2, 3))
+    report = load_pretrained(model, write(trained.state_dict(), tmp_path / 'c.pth'), 'backbone.')
+    assert len(report['missing']) > 0.1 * len(model.state_dict())
+    assert {name.split('.')[0] for name in report['missing']} == {'norm0', 'norm1', 'norm2', 'norm3'}
+
+
 def test_init_weights_of_a_frozen_backbone_loads_too(trained, tiny_arch, tmp_path):
     path = write(trained.state_dict(), tmp_path / 'c.pth')
     model = PartialNet(tiny_arch, frozen_stages=4, init_cfg=dict(type='Pretrained', checkpoint=path,
