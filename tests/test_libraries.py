@@ -5,8 +5,7 @@ import sys
 
 import pytest
 import torch
-from libraries import (ROOT, build_model, parameters_without_gradient, readme_snippets, shipped_config,
-                       training_loss)
+from libraries import ROOT, build_model, parameters_without_gradient, readme_snippets, shipped_config, training_loss
 from mmengine.config import Config
 from mmengine.registry import MODELS
 

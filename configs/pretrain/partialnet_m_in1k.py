@@ -14,16 +14,7 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=1.0))
 
 train_pipeline = [
-    *_base_.train_pipeline[:-1],
-    dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=7,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic')),
-    _base_.train_pipeline[-1],
+    *_base_.train_pipeline[:-1], dict(_base_.rand_augment, magnitude_level=7), _base_.train_pipeline[-1]
 ]
 # 256 images on each of 8 GPUs: a batch of 2048.
 train_dataloader = dict(batch_size=256, dataset=dict(pipeline=train_pipeline))

@@ -14,15 +14,6 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(weight_decay=0.01))
 
 train_pipeline = [
-    *_base_.train_pipeline[:-1],
-    dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=3,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic')),
-    _base_.train_pipeline[-1],
+    *_base_.train_pipeline[:-1], dict(_base_.rand_augment, magnitude_level=3), _base_.train_pipeline[-1]
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -13,6 +13,14 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs')
 ]
+# All variants but T0 put it before PackInputs, each with a magnitude_level of its own.
+rand_augment = dict(
+    type='RandAugment',
+    policies='timm_increasing',
+    num_policies=2,
+    total_level=10,
+    magnitude_std=0.5,
+    hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'))
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     # A crop ratio of 0.9: 224 / 0.9, rounded down.
