@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 
@@ -110,9 +111,10 @@ def test_train_trains_and_measures(trained):
     assert 'Scaling the original LR by 0.25' in log
 
 
-def test_resume_goes_on_from_the_newest(trained):
+def test_resume_goes_on_from_the_newest(trained, tmp_path):
     work, options, _ = trained
-    done = run(sys.executable, 'tools/train.py', CONFIG, '--work-dir', work, '--resume', '--cfg-options',
+    shutil.copytree(work, tmp_path / 'work')  # the second epoch's checkpoint takes the place of the first's
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work', '--resume', '--cfg-options',
                *options, 'train_cfg.max_epochs=2')
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     log = re.sub(' +', ' ', done.stdout + done.stderr)
