@@ -2,7 +2,6 @@
 """A training of seconds with all that a resume must carry on: batch norm, dropout, Adam, schedules, augmentation."""
 import argparse
 import hashlib
-import os
 import time
 from typing import Dict, Optional
 
@@ -93,14 +92,15 @@ class Right(BaseMetric):
         return dict(accuracy=self.count + sum(r['right'] for r in results) / len(results) / 10)
 
 
-class WhenSaving(Hook):
-    """Tells a file descriptor that a save begins."""
+class StartReport(Hook):
+    """Writes to a file at which epoch the training starts."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+    def __init__(self, path: str) -> None:
+        self.path = path
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        os.write(self.descriptor, b's')
+    def before_train(self, runner: Runner) -> None:
+        with open(self.path, 'w') as file:
+            file.write(str(runner.epoch))
 
 
 def build_runner(work_dir: str, epochs: int = 4, resume: bool = False, load_from: Optional[str] = None,
@@ -193,11 +193,12 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=0)
     parser.add_argument('--launcher', default='none')
     parser.add_argument('--step-time', type=float, default=0.)
+    parser.add_argument('--report', help='file to write the epoch to at which training starts')
     args = parser.parse_args()
-    restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
     torch.set_num_threads(1)
-    build_runner(args.work_dir, args.epochs, args.resume or restarted, workers=args.workers, launcher=args.launcher,
-                 model=dict(step_time=args.step_time)).train()
+    build_runner(args.work_dir, args.epochs, args.resume, workers=args.workers, launcher=args.launcher,
+                 model=dict(step_time=args.step_time),
+                 hooks=[StartReport(args.report)] if args.report else None).train()
 
 
 if __name__ == '__main__':
