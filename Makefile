@@ -3,6 +3,8 @@
 #   make demo                    train Mask R-CNN with PartialNet on drawn images, in minutes
 #   make test                    the test suite
 #   make test-slow               the tests that take minutes
+#   make faults                  interrupt trainings in every way that a machine does, and resume them
+#   make soak                    train for 20 minutes with changing image sizes, and watch the memory
 #   make lint                    ruff
 #   STACK=openmmlab make ...     the same on OpenMMLab's own last releases
 
@@ -14,7 +16,7 @@ WORK_DIR ?= work_dirs/demo
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 PYTEST_ARGS ?=
 
-.PHONY: env demo test test-slow lint
+.PHONY: env demo test test-slow faults soak lint
 
 env:
 	@tools/setup_env.sh $(STACK)
@@ -27,6 +29,13 @@ test: env
 
 test-slow: env
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+faults: env
+	$(BIN)/python tests/engine/fault_drill.py
+
+soak: env
+	@[ -d data/shapes ] || $(BIN)/python tools/dataset_tools/make_shapes.py data/shapes
+	$(BIN)/python tools/misc/soak.py configs/mask_rcnn/partialnet_t0_shapes.py
 
 lint: env
 	$(BIN)/ruff check .

@@ -11,12 +11,16 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from partialnet_mm.utils.safe_load import read_checkpoint
+
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what both tools take beside the config."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default work_dirs/<config name>')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='changes to the config, e.g. optim_wrapper.optimizer.lr=1e-4 classes="[\'a\',\'b\']"')
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='load a checkpoint that is more than data, or from an address: it can run any code')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='what started the processes; dist_train.sh says pytorch')
     # torch.distributed.launch passes it; torchrun sets the variable itself.
@@ -43,12 +47,34 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Co
     return cfg
 
 
-def build_runner(cfg: Config) -> Runner:
+def refuse_untrusted(checkpoint: str) -> None:
+    """Raises for a checkpoint that could run code when mmengine loads it, before anything of it runs.
+
+    Raises:
+        ValueError: If it is an address, damaged, or holds more than data.
+        FileNotFoundError: If it does not exist.
+    """
+    if '://' in checkpoint:
+        raise ValueError(f'checkpoint {checkpoint!r} is an address: download it and name the file, or allow it with '
+                         '--trust-checkpoint')
+    try:
+        read_checkpoint(checkpoint)
+    except ValueError as error:
+        raise ValueError(f'{error}\nIf you trust where it comes from: --trust-checkpoint') from error
+
+
+def build_runner(cfg: Config, trust_checkpoint: bool = False) -> Runner:
     """Builds the runner, on GPUs or, where there are none, on CPUs.
 
     Without a GPU, processes talk over gloo, and a config's mixed precision,
     which mmengine offers on accelerators only, becomes float32 with a warning.
+
+    Raises:
+        ValueError: If ``load_from`` is not known to be data only and
+            ``trust_checkpoint`` is not set.
     """
+    if cfg.get('load_from') and not trust_checkpoint:
+        refuse_untrusted(cfg.load_from)
     if not torch.cuda.is_available():
         if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
             for option in ('loss_scale', 'dtype', 'use_fsdp'):

@@ -11,7 +11,7 @@ from runner_setup import add_common_arguments, build_runner, load_config
 def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file, or an address that mmengine knows')
+    parser.add_argument('checkpoint', help='checkpoint file; with --trust-checkpoint also an address')
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to this file')
     parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder')
     add_common_arguments(parser)
@@ -52,7 +52,7 @@ def main() -> None:
         if not args.out.endswith(('.pkl', '.pickle')):
             parser.error(f'--out must end in .pkl or .pickle, got {args.out!r}')
         dump_predictions(cfg, args.out)
-    metrics = build_runner(cfg).test()
+    metrics = build_runner(cfg, args.trust_checkpoint).test()
     if is_main_process():
         width = max(map(len, metrics), default=0)
         for name, value in metrics.items():

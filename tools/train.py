@@ -1,9 +1,14 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Trains a model from a config: classifier, detector or segmentor."""
 import argparse
+import os
 
 import torch
+from mmengine.config import Config
 from runner_setup import add_common_arguments, build_runner, load_config
+
+from partialnet_mm.engine import spread_data_settings
+from partialnet_mm.preflight import check_config, errors_in, format_findings
 
 
 def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
@@ -15,8 +20,20 @@ def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
                         'batch')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help='go on from a checkpoint; without a name, from the newest in the work folder')
+    parser.add_argument('--skip-preflight', action='store_true', help='do not check the data before training')
     add_common_arguments(parser)
     return parser, parser.parse_args()
+
+
+def check_data(parser: argparse.ArgumentParser, cfg: Config) -> None:
+    """Stops with the findings if the data of the config has errors; one process of the job checks."""
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))) > 0:
+        return
+    if cfg.get('runner_type') == 'CocoFormatRunner':
+        cfg = spread_data_settings(cfg)
+    findings = check_config(cfg)
+    if errors_in(findings):
+        parser.exit(1, f'{format_findings(findings)}\nNo training was started; --skip-preflight would start it.\n')
 
 
 def main() -> None:
@@ -31,10 +48,14 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             parser.error(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
-    if args.resume:
+    # torchrun has started this process again after one failed.
+    restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
+    if args.resume or restarted:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    build_runner(cfg).train()
+        cfg.load_from = None if restarted or args.resume == 'auto' else args.resume
+    if not args.skip_preflight:
+        check_data(parser, cfg)
+    build_runner(cfg, args.trust_checkpoint).train()
 
 
 if __name__ == '__main__':

@@ -63,7 +63,7 @@ auto_scale_lr = dict(base_batch_size=16)
 
 default_hooks = dict(
     logger=dict(interval=5),
-    checkpoint=dict(interval=7, max_keep_ckpts=1),
+    checkpoint=dict(interval=7, max_keep_ckpts=2),
     visualization=dict(score_thr=0.5))
 log_processor = dict(window_size=5)
 randomness = dict(seed=0)

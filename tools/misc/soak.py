@@ -64,16 +64,16 @@ def slope(notes: List[Tuple], column: int) -> float:
 
 
 def vary_sizes(node: object) -> None:
-    """Replaces every resizing of a training pipeline by one to a random size."""
+    """Gives every pipeline of a data set one resizing, to a random size, after its annotations are loaded."""
     if isinstance(node, dict):
-        if node.get('type') in ('Resize', 'RandomChoiceResize', 'RandomResize'):
-            node.clear()
-            node.update(type='RandomChoiceResize', scales=[(700, size) for size in SIZES], keep_ratio=True)
         for child in node.values():
             vary_sizes(child)
-    elif isinstance(node, (list, tuple)):
-        for child in node:
-            vary_sizes(child)
+        steps = node.get('pipeline')
+        if steps:
+            steps = [step for step in steps if step['type'] not in ('Resize', 'RandomChoiceResize', 'RandomResize')]
+            after = [step['type'] for step in steps].index('LoadAnnotations') + 1
+            resize = dict(type='RandomChoiceResize', scales=[(700, size) for size in SIZES], keep_ratio=True)
+            node['pipeline'] = [*steps[:after], resize, *steps[after:]]
 
 
 def main() -> int:

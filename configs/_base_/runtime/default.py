@@ -5,7 +5,11 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
+    # docs/safety.md says what these four do.
+    checkpoint=dict(type='CrashSafeCheckpointHook', interval=1, max_keep_ckpts=3),
+    preemption=dict(type='PreemptionHook'),
+    epoch_data=dict(type='EpochDataHook'),
+    finite=dict(type='FiniteHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'))
 
 env_cfg = dict(
