@@ -55,6 +55,7 @@ class PreemptionHook(Hook):
         if runner.distributed:
             # Messages between CPUs, so that asking at each iteration does not wait for the GPU.
             self._group = dist.new_group(backend='gloo')
+        _write_status(runner, '')  # torchrun may have started this process again after it left
         self._process = os.getpid()
         self._former = {number: signal.signal(number, self._receive) for number in self.signals}
 
@@ -97,10 +98,7 @@ class PreemptionHook(Hook):
         name = signal.Signals(self._received).name if self._received else 'a signal to another process'
         runner.logger.info(f'{name}: leaving with status {EXIT_PREEMPTED} after iteration {iterations}; '
                            'the same command with --resume goes on from there')
-        status_file = os.environ.get('PARTIALNET_STATUS_FILE')
-        if status_file and runner.rank == 0:
-            with open(status_file, 'w') as file:
-                file.write(str(EXIT_PREEMPTED))
+        _write_status(runner, str(EXIT_PREEMPTED))
         raise SystemExit(EXIT_PREEMPTED)
 
     @staticmethod
@@ -110,3 +108,10 @@ class PreemptionHook(Hook):
                 return hook
         raise ValueError("PreemptionHook needs default_hooks.checkpoint = dict(type='CrashSafeCheckpointHook'), "
                          f'got {[type(hook).__name__ for hook in runner.hooks]}')
+
+
+def _write_status(runner: Runner, status: str) -> None:
+    path = os.environ.get('PARTIALNET_STATUS_FILE')
+    if path and runner.rank == 0:
+        with open(path, 'w') as file:
+            file.write(status)

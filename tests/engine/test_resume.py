@@ -13,7 +13,7 @@ import torch
 from mmengine.hooks import Hook
 from toy_training import Images, build_runner, fingerprint, hash_of
 
-from partialnet_mm.engine import EXIT_PREEMPTED
+from partialnet_mm.engine import EXIT_PREEMPTED, CrashSafeCheckpointHook
 from partialnet_mm.engine.epoch_data_hook import remaining_batches
 from partialnet_mm.utils.safe_load import read_checkpoint
 
@@ -153,6 +153,23 @@ def test_a_signal_saves_and_what_follows_is_bit_equal(tmp_path, iteration, numbe
     resumed.train()
     assert batches.iterations == list(range(iteration + 1, 12)), 'no batch twice, none left out'
     assert fingerprint(resumed.model) == fingerprint(whole.model)
+
+
+def test_the_status_goes_to_a_file_and_is_taken_back_on_resuming(tmp_path, monkeypatch):
+    status = tmp_path / 'status'
+    monkeypatch.setenv('PARTIALNET_STATUS_FILE', str(status))
+    with pytest.raises(SystemExit):
+        build_runner(tmp_path / 'work', hooks=[SignalAt(2)]).train()
+    assert status.read_text() == '75'
+    build_runner(tmp_path / 'work', resume=True).train()
+    assert status.read_text() == ''
+
+
+def test_preemption_needs_a_hook_that_saves(tmp_path):
+    runner = build_runner(tmp_path)
+    runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, CrashSafeCheckpointHook)]
+    with pytest.raises(ValueError, match="PreemptionHook needs default_hooks.checkpoint"):
+        runner.train()
 
 
 def test_a_second_signal_in_the_same_epoch(tmp_path):
