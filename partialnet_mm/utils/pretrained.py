@@ -4,8 +4,8 @@ import os
 import re
 from typing import Dict, List, Optional, Union
 
+from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from .safe_load import read_checkpoint
@@ -45,8 +45,8 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: Optional[str] = 
 
     Args:
         module (nn.Module): The backbone.
-        checkpoint (str): A local file, or an address that mmengine's
-            ``CheckpointLoader`` knows (``http://``, ``s3://``, ...).
+        checkpoint (str): A local file, or an address that mmengine has a file
+            backend for (``https://``, ``s3://``, ...).
         prefix (str, optional): What the backbone's tensors are called by in
             the checkpoint, usually 'backbone.'. Defaults to None.
 
@@ -60,15 +60,14 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: Optional[str] = 
         ValueError: If it cannot be read, or brings less than 90 % of the
             backbone's tensors.
     """
-    if '://' in checkpoint:
-        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    else:
-        if not os.path.isfile(checkpoint):
-            raise FileNotFoundError(
-                f'init_cfg.checkpoint {checkpoint!r} does not exist. Get it by pretraining with configs/pretrain, '
-                'name another file (--cfg-options model.backbone.init_cfg.checkpoint=FILE), or start from random '
-                'weights with --cfg-options model.backbone.init_cfg=None')
-        content = read_checkpoint(checkpoint)
+    if '://' not in checkpoint and not os.path.isfile(checkpoint):
+        raise FileNotFoundError(
+            f'init_cfg.checkpoint {checkpoint!r} does not exist. Get it by pretraining with configs/pretrain, '
+            'name another file (--cfg-options model.backbone.init_cfg.checkpoint=FILE), or start from random '
+            'weights with --cfg-options model.backbone.init_cfg=None')
+    # What an address holds is fetched to a file first: it is read as data, too.
+    with get_local_path(checkpoint) as path:
+        content = read_checkpoint(path)
     tensors = content.get('state_dict', content.get('model', content))
     if not isinstance(tensors, dict):
         raise ValueError(f'checkpoint {checkpoint!r} holds a {type(tensors).__name__} in the place of its state dict; '

@@ -1,5 +1,9 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+import functools
+import http.server
 import logging
+import os
+import threading
 
 import pytest
 import torch
@@ -166,18 +170,38 @@ def test_a_file_without_tensors(content, message, tiny_arch, tmp_path):
         load_pretrained(PartialNet(tiny_arch), path)
 
 
-def test_addresses_go_to_mmengines_loader(trained, tiny_arch, monkeypatch):
-    asked = []
+@pytest.fixture
+def served(tmp_path):
+    """A folder that a web server on this machine shows, and its address."""
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
 
-    def load_checkpoint(address, map_location):
-        asked.append((address, map_location))
-        return dict(state_dict=trained.state_dict())
 
-    monkeypatch.setattr('partialnet_mm.utils.pretrained.CheckpointLoader.load_checkpoint', load_checkpoint)
+def test_an_address_is_fetched(trained, tiny_arch, served):
+    folder, address = served
+    write(trained.state_dict(), folder / 'c.pth')
     model = PartialNet(tiny_arch)
-    load_pretrained(model, 's3://bucket/c.pth')
-    assert asked == [('s3://bucket/c.pth', 'cpu')]
+    load_pretrained(model, f'{address}/c.pth', 'backbone.')
     assert torch.equal(model.stages[0][0].mlp.conv1.weight, trained.stages[0][0].mlp.conv1.weight)
+
+
+def test_what_an_address_holds_is_read_as_data(tiny_arch, served):
+    folder, address = served
+
+    class Malicious:
+
+        def __reduce__(self):
+            return os.mkdir, (str(folder / 'ran'), )
+
+    torch.save(dict(state_dict=Malicious()), folder / 'c.pth')
+    with pytest.raises(ValueError, match='mkdir'):
+        load_pretrained(PartialNet(tiny_arch), f'{address}/c.pth')
+    assert not (folder / 'ran').exists()
 
 
 def test_init_weights_loads_over_the_initialization(tmp_path, randomize_norms):
