@@ -8,6 +8,7 @@ import zipfile
 import pytest
 import yaml
 from libraries import ROOT
+from mmengine.config import Config
 
 
 @pytest.fixture(scope='module')
@@ -68,6 +69,7 @@ def test_zoo_names_every_config_once_and_no_result():
         for model in content['Models']:
             assert model['In Collection'] in collections
             assert (ROOT / model['Config']).is_file()
+            assert model['Metadata']['Epochs'] == Config.fromfile(ROOT / model['Config']).train_cfg.max_epochs
             # there are no weights, so there can be no results
             assert 'Weights' not in model and 'Results' not in model
             named.append(model['Config'])

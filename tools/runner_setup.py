@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -76,7 +77,7 @@ def build_runner(cfg: Config, trust_checkpoint: bool = False) -> Runner:
     if cfg.get('load_from') and not trust_checkpoint:
         refuse_untrusted(cfg.load_from)
     if not torch.cuda.is_available():
-        if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
+        if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
             for option in ('loss_scale', 'dtype', 'use_fsdp'):
                 cfg.optim_wrapper.pop(option, None)
             cfg.optim_wrapper.type = 'OptimWrapper'
@@ -89,6 +90,29 @@ def build_runner(cfg: Config, trust_checkpoint: bool = False) -> Runner:
                 dict(type='MMDistributedDataParallel', broadcast_buffers=False,
                      find_unused_parameters=cfg.get('find_unused_parameters', False), device_ids=None),
                 **cfg.get('model_wrapper_cfg', {}))
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def require_fit(runner: Runner, checkpoint: str, least: float) -> None:
+    """Raises for a checkpoint of another network, which mmengine loads with no more than a warning.
+
+    Args:
+        runner (Runner): With the model that the checkpoint is for.
+        checkpoint (str): A local file.
+        least (float): Part of the model's tensors that must be there, in their shapes.
+
+    Raises:
+        ValueError: If fewer are.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    content = read_checkpoint(checkpoint)
+    given = {name[len('module.'):] if name.startswith('module.') else name: value
+             for name, value in content.get('state_dict', content).items()}
+    own = model.state_dict()
+    wrong = [f'{name} is missing' for name in own if name not in given]
+    wrong += [f'{name} is {tuple(given[name].shape)}, not {tuple(value.shape)}' for name, value in own.items()
+              if name in given and given[name].shape != value.shape]
+    if len(own) - len(wrong) < least * len(own):
+        raise ValueError(f'checkpoint {checkpoint!r} belongs to another network or other classes: it fits '
+                         f'{len(own) - len(wrong)} of {len(own)} tensors of the {type(model).__name__} of this config, '
+                         f'at least {least:.0%} must fit. First that do not: {"; ".join(wrong[:5])}')

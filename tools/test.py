@@ -5,7 +5,7 @@ import os
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from runner_setup import add_common_arguments, build_runner, load_config
+from runner_setup import add_common_arguments, build_runner, load_config, require_fit
 
 
 def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
@@ -44,6 +44,9 @@ def main() -> None:
     if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
         parser.error(f'checkpoint {args.checkpoint!r} does not exist')
     cfg.load_from = args.checkpoint
+    # A test must not ask for training data.
+    for name in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
+        cfg[name] = None
     if args.show_dir:
         if 'visualization' not in cfg.get('default_hooks', {}):
             parser.error(f'--show-dir: {args.config} has no default_hooks.visualization')
@@ -52,7 +55,10 @@ def main() -> None:
         if not args.out.endswith(('.pkl', '.pickle')):
             parser.error(f'--out must end in .pkl or .pickle, got {args.out!r}')
         dump_predictions(cfg, args.out)
-    metrics = build_runner(cfg, args.trust_checkpoint).test()
+    runner = build_runner(cfg, args.trust_checkpoint)
+    if not args.trust_checkpoint:
+        require_fit(runner, args.checkpoint, least=1)
+    metrics = runner.test()
     if is_main_process():
         width = max(map(len, metrics), default=0)
         for name, value in metrics.items():

@@ -5,7 +5,7 @@ import os
 
 import torch
 from mmengine.config import Config
-from runner_setup import add_common_arguments, build_runner, load_config
+from runner_setup import add_common_arguments, build_runner, load_config, require_fit
 
 from partialnet_mm.engine import spread_data_settings
 from partialnet_mm.preflight import check_config, errors_in, format_findings
@@ -55,7 +55,10 @@ def main() -> None:
         cfg.load_from = None if restarted or args.resume == 'auto' else args.resume
     if not args.skip_preflight:
         check_data(parser, cfg)
-    build_runner(cfg, args.trust_checkpoint).train()
+    runner = build_runner(cfg, args.trust_checkpoint)
+    if cfg.get('load_from') and not cfg.get('resume') and not args.trust_checkpoint:
+        require_fit(runner, cfg.load_from, least=0.5)  # heads for other classes, or other heads, may differ
+    runner.train()
 
 
 if __name__ == '__main__':

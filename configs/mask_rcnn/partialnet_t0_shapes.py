@@ -52,18 +52,18 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
 # Random weights learn faster with a higher rate and a shorter warm-up than a fine-tuning.
-max_epochs = 28
+max_epochs = 22
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, eta_min=1e-5, convert_to_iter_based=True)
 ]
 optim_wrapper = dict(optimizer=dict(lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=10.0))
-train_cfg = dict(max_epochs=max_epochs, val_interval=7)
+train_cfg = dict(max_epochs=max_epochs, val_interval=11)
 auto_scale_lr = dict(base_batch_size=16)
 
 default_hooks = dict(
     logger=dict(interval=5),
-    checkpoint=dict(interval=7, max_keep_ckpts=2),
+    checkpoint=dict(interval=11, max_keep_ckpts=2),
     visualization=dict(score_thr=0.5))
 log_processor = dict(window_size=5)
 randomness = dict(seed=0)

@@ -11,6 +11,10 @@ from .images import check_image, sample
 
 #: Pixels by which rounding may move a box or a mask over the border.
 MARGIN = 1.
+#: What mmdet trains with all the same, and part of all annotations up to which it does not stop a training: a few of
+#: hundreds of thousands are a large data set's noise, a few of hundreds are a mistake.
+TOLERATED = ('box outside', 'mask outside', 'mask malformed')
+TOLERATED_PART = 1e-3
 
 
 def check_coco(ann_file: str,
@@ -36,7 +40,15 @@ def check_coco(ann_file: str,
     content = _read(ann_file)
     if isinstance(content, Finding):
         return [content]
-    return list(_CocoChecks(ann_file, image_folder, content, classes, masks, images).run())
+    findings = list(_CocoChecks(ann_file, image_folder, content, classes, masks, images).run())
+    return _tolerate(findings, len(content['annotations']))
+
+
+def _tolerate(findings: List[Finding], annotations: int) -> List[Finding]:
+    """Makes notes of errors that are few enough among all annotations."""
+    counts = Counter(finding.kind for finding in findings)
+    few = [kind for kind in TOLERATED if counts[kind] <= TOLERATED_PART * annotations]
+    return [finding._replace(note=True) if finding.kind in few else finding for finding in findings]
 
 
 def _read(ann_file: str) -> Any:

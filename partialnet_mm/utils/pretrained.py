@@ -1,8 +1,9 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Weights that provably arrive: loading a backbone from a checkpoint."""
+import logging
 import os
 import re
-from typing import Dict, List, Optional, Union
+from typing import Dict, Iterable, List, Optional, Union
 
 from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
@@ -57,8 +58,9 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: Optional[str] = 
 
     Raises:
         FileNotFoundError: If the file is not there.
-        ValueError: If it cannot be read, or brings less than 90 % of the
-            backbone's tensors.
+        ValueError: If it cannot be read, brings less than 90 % of the
+            backbone's tensors, or has more than a tenth beyond them; norms of
+            returned maps do not count.
     """
     if '://' not in checkpoint and not os.path.isfile(checkpoint):
         raise FileNotFoundError(
@@ -86,15 +88,21 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: Optional[str] = 
     for kind in ('missing', 'mismatched', 'unexpected'):
         if report[kind]:
             summary += f'\n  {kind} ({len(report[kind])}): {_shorten(report[kind])}'
-    # A returned map's norm exists in dense prediction only, so a classifier's checkpoint need not have it.
-    needed = {name for name in own if not re.match(r'norm\d\.', name)}
-    if len(needed.intersection(report['loaded'])) < MIN_LOADED * len(needed):
-        raise ValueError(f'only {summary}\nat least {MIN_LOADED:.0%} must match: the checkpoint belongs to another '
-                         f'network, another arch, or needs another prefix. Its tensors begin with '
-                         f'{_shorten(list(tensors), 3)}')
+    # A returned map's norm exists in dense prediction only, so neither side need have it.
+    needed, loaded = _without_output_norms(own), _without_output_norms(report['loaded'])
+    foreign = _without_output_norms(report['unexpected'])
+    if len(loaded) < MIN_LOADED * len(needed) or len(foreign) > len(needed) - MIN_LOADED * len(needed):
+        raise ValueError(f'only {summary}\nat least {MIN_LOADED:.0%} must match on either side: the checkpoint belongs '
+                         'to another network or arch, is merged where deploy=False or the reverse, or needs another '
+                         f'prefix. Its tensors begin with {_shorten(list(tensors), 3)}')
     module.load_state_dict({name: given[name] for name in report['loaded']}, strict=False)
-    MMLogger.get_current_instance().info(summary)
+    level = logging.INFO if len(loaded) == len(needed) and not foreign else logging.WARNING
+    MMLogger.get_current_instance().log(level, summary)
     return report
+
+
+def _without_output_norms(names: Iterable[str]) -> List[str]:
+    return [name for name in names if not re.match(r'norm\d\.', name)]
 
 
 def _shorten(names: List[str], most: int = 12) -> str:

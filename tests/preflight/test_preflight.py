@@ -279,3 +279,16 @@ def test_a_report_shortens_what_repeats(data):
     report = format_findings(check(data))
     assert report.startswith('ERROR box outside (')
     assert report.count('leaves the image') == 5 and 'more' in report
+
+
+@pytest.mark.parametrize('annotations, note', [(999, False), (1000, True)])
+def test_one_box_outside_among_a_thousand_stops_nothing(tmp_path, annotations, note):
+    """Large data sets have such noise, and mmdet trains with it."""
+    Image.new('RGB', (40, 30)).save(tmp_path / 'a.png')
+    boxes = [[1, 1, 5, 5]] * (annotations - 1) + [[35, 1, 15, 5]]
+    (tmp_path / 'a.json').write_text(json.dumps(dict(
+        images=[dict(id=1, file_name='a.png', width=40, height=30)], categories=[dict(id=1, name='thing')],
+        annotations=[dict(id=i, image_id=1, category_id=1, bbox=box, area=25) for i, box in enumerate(boxes)])))
+    finding, = check_coco(str(tmp_path / 'a.json'), str(tmp_path), masks=False)
+    assert finding.kind == 'box outside' and f'annotation {annotations - 1} ' in finding.place
+    assert finding.note is note

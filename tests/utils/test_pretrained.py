@@ -17,9 +17,14 @@ from partialnet_mm.utils.pretrained import load_pretrained, pretrained_cfg
 
 @pytest.fixture
 def log(monkeypatch):
-    """What is logged at level INFO."""
+    """What is logged from level INFO up: level and text."""
     lines = []
-    monkeypatch.setattr(MMLogger.get_current_instance(), 'info', lines.append)
+
+    def note(level, text):
+        if level >= logging.INFO:
+            lines.append((level, text))
+
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'log', note)
     return lines
 
 
@@ -71,7 +76,9 @@ def test_every_tensor_arrives(key, prefix, trained, tiny_arch, tmp_path, log):
     unexpected = [] if prefix else ['head.fc.weight']
     assert report == dict(loaded=list(trained.state_dict()), missing=[], unexpected=unexpected, mismatched=[])
     summary = f'{total} of {total} tensors of PartialNet loaded from {path!r} (prefix {prefix!r})'
-    assert log == [summary + ('' if prefix else '\n  unexpected (1): head.fc.weight')]
+    # what is left out is a warning
+    assert log == [(logging.INFO, summary) if prefix else
+                   (logging.WARNING, f'{summary}\n  unexpected (1): head.fc.weight')]
 
 
 def test_no_prefix_is_the_same_as_an_empty_one(trained, tiny_arch, tmp_path):
@@ -96,8 +103,8 @@ def test_at_least_nine_tenths_must_arrive(present, enough, tmp_path, log):
         message = str(error.value)
         assert message.startswith(f'only {present} of 20 tensors of ModuleList loaded from {path!r} '
                                   f"(prefix 'backbone.')\n  missing ({20 - present}): {names[present]}")
-        assert 'at least 90% must match: the checkpoint belongs to another network, another arch, or needs another ' \
-               'prefix' in message
+        assert 'at least 90% must match on either side: the checkpoint belongs to another network or arch, is merged ' \
+               'where deploy=False or the reverse, or needs another prefix' in message
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert log == []
         return
@@ -106,7 +113,8 @@ def test_at_least_nine_tenths_must_arrive(present, enough, tmp_path, log):
     assert report['missing'] == names[present:]
     for name, value in model.state_dict().items():
         assert torch.equal(value, source.state_dict()[name] if name in names[:present] else before[name])
-    assert ('missing' in log[0]) == (present < 20)
+    (level, text), = log
+    assert ('missing' in text) == (level == logging.WARNING) == (present < 20)
 
 
 def test_mismatched_shapes_do_not_count(tmp_path, log):
@@ -117,11 +125,23 @@ def test_mismatched_shapes_do_not_count(tmp_path, log):
     report = load_pretrained(model, write(state, tmp_path / 'c.pth'), 'backbone.')
     assert report['mismatched'] == ['3.weight', '4.weight']
     assert len(report['loaded']) == 18
-    assert '18 of 20' in log[0]
-    assert 'mismatched (2): 3.weight, 4.weight' in log[0]
+    (level, text), = log
+    assert level == logging.WARNING and '18 of 20' in text
+    assert 'mismatched (2): 3.weight, 4.weight' in text
     state['5.weight'] = torch.ones(1)
     with pytest.raises(ValueError, match=r'(?s)only 17 of 20 .*mismatched \(3\): 3\.weight, 4\.weight, 5\.weight'):
         load_pretrained(model, write(state, tmp_path / 'c.pth'), 'backbone.')
+
+
+@pytest.mark.parametrize('beyond, enough', [(2, True), (3, False)])
+def test_a_larger_network_does_not_fit(beyond, enough, tmp_path, log):
+    model, path = linears(20), write(linears(20 + beyond).state_dict(), tmp_path / 'c.pth')
+    if enough:
+        assert len(load_pretrained(model, path, 'backbone.')['unexpected']) == beyond
+        assert log[0][0] == logging.WARNING
+    else:
+        with pytest.raises(ValueError, match=r'(?s)unexpected \(3\): 20\.weight.*belongs to another network or arch'):
+            load_pretrained(model, path, 'backbone.')
 
 
 def test_wrong_prefix_names_what_the_file_has(trained, tiny_arch, tmp_path):
@@ -137,7 +157,7 @@ def test_wrong_prefix_names_what_the_file_has(trained, tiny_arch, tmp_path):
 
 def test_another_arch_is_refused(trained, tmp_path):
     path = write(trained.state_dict(), tmp_path / 'c.pth')
-    with pytest.raises(ValueError, match='another arch'):
+    with pytest.raises(ValueError, match='another network or arch'):
         load_pretrained(PartialNet('t0'), path, 'backbone.')
 
 
