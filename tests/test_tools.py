@@ -190,3 +190,51 @@ def test_a_segmentation_config_trains_measures_and_draws(tmp_path):
     assert re.search(r'mIoU +\d', done.stdout)
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
     assert len(pickle.loads((tmp_path / 'found.pkl').read_bytes())) == 4
+
+
+def test_a_checkpoint_of_another_network_is_refused(trained, tmp_path):
+    work, options, _ = trained
+    torch.save(dict(state_dict={'layer.weight': torch.zeros(2)}), tmp_path / 'other.pth')
+    for command in (['tools/test.py', CONFIG, tmp_path / 'other.pth', '--cfg-options', *options],
+                    ['tools/train.py', CONFIG, '--cfg-options', *options, f'load_from={tmp_path}/other.pth']):
+        done = run(sys.executable, *command, '--work-dir', tmp_path / 'work')
+        assert done.returncode == 1
+        assert re.search(r"checkpoint '.*other.pth' belongs to another network or other classes: it fits 0 of \d+ "
+                         'tensors of the MaskRCNN', done.stderr)
+
+
+def test_custom_data_needs_no_training_data_to_be_tested(trained, tmp_path):
+    """The config for data of one's own, with only held-out data there, and a checkpoint for other classes."""
+    work, _, _ = trained
+    write_shapes_dataset(tmp_path / 'own', dict(val=2), size=64)
+    custom = ['tools/test.py', 'configs/mask_rcnn/partialnet_t0_custom.py', work / 'epoch_1.pth', '--work-dir',
+              tmp_path / 'work', '--cfg-options', f'data_root={tmp_path}/own', 'test_dataloader.num_workers=0',
+              'test_dataloader.persistent_workers=False', 'test_dataloader.dataset.data_prefix.img=val/',
+              'val_dataloader.dataset.data_prefix.img=val/', 'model.roi_head.bbox_head.reg_class_agnostic=True']
+    done = run(sys.executable, *custom)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r'coco/bbox_mAP +-?\d', done.stdout)
+    done = run(sys.executable, *custom, 'classes=disc')
+    assert done.returncode == 1
+    assert 'belongs to another network or other classes' in done.stderr and 'fc_cls.weight is (4, 256)' in done.stderr
+
+
+def test_test_says_which_data_is_missing(trained, tmp_path):
+    work, options, _ = trained
+    done = run(sys.executable, 'tools/test.py', CONFIG, work / 'epoch_1.pth', '--work-dir', tmp_path, '--cfg-options',
+               *options, 'test_dataloader.dataset.data_root=nowhere')
+    assert done.returncode == 1
+    assert 'nowhere/annotations/instances_val.json: the file does not exist' in done.stderr
+    assert '--cfg-options test_dataloader.dataset.data_root=' in done.stderr
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_an_option_without_a_value_is_wrong_usage(tool):
+    done = run(sys.executable, f'tools/{tool}', CONFIG, *['README.md'] * (tool == 'test.py'), '--cfg-options', 'lr')
+    assert done.returncode == 2 and "--cfg-options: 'lr' is not KEY=VALUE" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_slurm_launcher_without_gpus_is_refused():
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--launcher', 'slurm')
+    assert done.returncode == 2 and '--launcher slurm needs GPUs' in done.stderr

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 from pathlib import Path
+from typing import Sequence
 
 import torch
 from mmengine.config import Config, DictAction
@@ -12,16 +13,30 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from partialnet_mm.engine import spread_data_settings
+from partialnet_mm.preflight import check_config, errors_in, format_findings
 from partialnet_mm.utils.safe_load import read_checkpoint
+
+
+class KeyValues(DictAction):
+    """mmengine's reading of ``--cfg-options``, with a usage line where a value is missing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Sequence[str],
+                 option_string: 'str | None' = None) -> None:
+        for value in values:
+            if '=' not in value:
+                parser.error(f'--cfg-options: {value!r} is not KEY=VALUE')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what both tools take beside the config."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default work_dirs/<config name>')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',
                         help='changes to the config, e.g. optim_wrapper.optimizer.lr=1e-4 classes="[\'a\',\'b\']"')
     parser.add_argument('--trust-checkpoint', action='store_true',
                         help='load a checkpoint that is more than data, or from an address: it can run any code')
+    parser.add_argument('--skip-preflight', action='store_true', help='do not check the data first')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='what started the processes; dist_train.sh says pytorch')
     # torch.distributed.launch passes it; torchrun sets the variable itself.
@@ -36,6 +51,9 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Co
     """
     if not os.path.isfile(args.config):
         parser.error(f'config {args.config!r} does not exist')
+    if args.launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
+        parser.error(f'--launcher {args.launcher} needs GPUs, and torch sees none; without them, dist_train.sh and '
+                     'dist_test.sh start processes on the CPU')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
@@ -46,6 +64,19 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Co
     elif not cfg.get('work_dir'):
         cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
     return cfg
+
+
+def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[str]) -> None:
+    """Stops with the findings if the data of the config has errors; one process of the job checks."""
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))) > 0:
+        return
+    if cfg.get('runner_type') == 'CocoFormatRunner':
+        cfg = spread_data_settings(cfg)
+    findings = check_config(cfg, splits=splits)
+    if errors_in(findings):
+        roots = ' '.join(f'{split}_dataloader.dataset.data_root=FOLDER' for split in splits)
+        parser.exit(1, f'{format_findings(findings)}\nNothing was started. Data elsewhere: --cfg-options {roots}, or '
+                    'as the config says. --skip-preflight starts all the same.\n')
 
 
 def refuse_untrusted(checkpoint: str) -> None:

@@ -1,11 +1,13 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Tests a checkpoint: metrics, predictions to a file, pictures of them."""
 import argparse
+import logging
 import os
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from runner_setup import add_common_arguments, build_runner, load_config, require_fit
+from mmengine.logging import print_log
+from runner_setup import add_common_arguments, build_runner, check_data, load_config, require_fit
 
 
 def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
@@ -44,13 +46,19 @@ def main() -> None:
     if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
         parser.error(f'checkpoint {args.checkpoint!r} does not exist')
     cfg.load_from = args.checkpoint
-    # A test must not ask for training data.
-    for name in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
+    # A test must not ask for other data than its own.
+    for name in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'val_cfg', 'val_dataloader',
+                 'val_evaluator'):
         cfg[name] = None
+    if not args.skip_preflight:
+        check_data(parser, cfg, ('test', ))
     if args.show_dir:
         if 'visualization' not in cfg.get('default_hooks', {}):
             parser.error(f'--show-dir: {args.config} has no default_hooks.visualization')
         draw_predictions(cfg, args.show_dir)
+        if args.launcher != 'none':
+            print_log('--show-dir: the main process draws its share of the images only; one process draws all',
+                      logger='current', level=logging.WARNING)
     if args.out:
         if not args.out.endswith(('.pkl', '.pickle')):
             parser.error(f'--out must end in .pkl or .pickle, got {args.out!r}')

@@ -4,11 +4,7 @@ import argparse
 import os
 
 import torch
-from mmengine.config import Config
-from runner_setup import add_common_arguments, build_runner, load_config, require_fit
-
-from partialnet_mm.engine import spread_data_settings
-from partialnet_mm.preflight import check_config, errors_in, format_findings
+from runner_setup import add_common_arguments, build_runner, check_data, load_config, require_fit
 
 
 def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
@@ -20,20 +16,8 @@ def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
                         'batch')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help='go on from a checkpoint; without a name, from the newest in the work folder')
-    parser.add_argument('--skip-preflight', action='store_true', help='do not check the data before training')
     add_common_arguments(parser)
     return parser, parser.parse_args()
-
-
-def check_data(parser: argparse.ArgumentParser, cfg: Config) -> None:
-    """Stops with the findings if the data of the config has errors; one process of the job checks."""
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))) > 0:
-        return
-    if cfg.get('runner_type') == 'CocoFormatRunner':
-        cfg = spread_data_settings(cfg)
-    findings = check_config(cfg)
-    if errors_in(findings):
-        parser.exit(1, f'{format_findings(findings)}\nNo training was started; --skip-preflight would start it.\n')
 
 
 def main() -> None:
@@ -54,7 +38,7 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if restarted or args.resume == 'auto' else args.resume
     if not args.skip_preflight:
-        check_data(parser, cfg)
+        check_data(parser, cfg, ('train', 'val'))
     runner = build_runner(cfg, args.trust_checkpoint)
     if cfg.get('load_from') and not cfg.get('resume') and not args.trust_checkpoint:
         require_fit(runner, cfg.load_from, least=0.5)  # heads for other classes, or other heads, may differ

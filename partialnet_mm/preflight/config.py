@@ -10,8 +10,10 @@ from .findings import Finding, errors_in, format_findings
 from .image_folder import check_image_folder
 
 
-def check_config(cfg: Config, images: Optional[int] = 200) -> List[Finding]:
-    """Checks training, validation and test data of a config, without building anything.
+def check_config(cfg: Config,
+                 images: Optional[int] = 200,
+                 splits: Sequence[str] = ('train', 'val', 'test')) -> List[Finding]:
+    """Checks the data of a config, without building anything.
 
     It knows COCO format (``CocoDataset``) and folders of classes (``ImageNet``
     and ``CustomDataset`` of mmpretrain), also inside wrappers such as
@@ -21,6 +23,8 @@ def check_config(cfg: Config, images: Optional[int] = 200) -> List[Finding]:
         cfg (Config): Any OpenMMLab config.
         images (int, optional): Images of each data set to decode, None for
             all. Defaults to 200.
+        splits (Sequence[str]): Whose data to check. Defaults to all:
+            ('train', 'val', 'test').
 
     Returns:
         list[Finding]: Errors and notes; data that two loaders share is checked
@@ -28,14 +32,14 @@ def check_config(cfg: Config, images: Optional[int] = 200) -> List[Finding]:
     """
     findings: List[Finding] = []
     done = []
-    for split in ('train', 'val', 'test'):
+    for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in _leaves(loader.dataset) if loader else ():
             key = {name: dataset.get(name) for name in ('type', 'data_root', 'ann_file', 'data_prefix', 'split')}
             if key not in done:
                 done.append(key)
                 findings += _check_dataset(dataset, cfg, images)
-    for split in ('val', 'test'):
+    for split in splits:
         findings += _check_evaluator(cfg, split)
     return findings
 
