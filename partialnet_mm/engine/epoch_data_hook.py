@@ -1,6 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The data of an epoch depends on the seed and the epoch alone, and goes on from its middle."""
+import atexit
 import signal
+import weakref
 from functools import partial
 from types import FrameType
 from typing import Callable, Optional
@@ -44,6 +46,8 @@ class EpochDataHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Prepares the workers of both loaders."""
+        # When training ends by an error, Python ends the workers by SIGTERM, which they would outlive.
+        atexit.register(_stop_workers_of, weakref.ref(runner))
         self._worker_init = runner.train_loop.dataloader.worker_init_fn
         if runner.val_loop is not None:
             loader = runner.val_loop.dataloader
@@ -98,6 +102,10 @@ class EpochDataHook(Hook):
             runner.train_loop.dataloader = self._whole_epoch
             self._whole_epoch = None
 
+    def after_run(self, runner: Runner) -> None:
+        """Ends the workers that persist."""
+        stop_workers(runner)
+
     def _hold_sigterm(self, loader: DataLoader) -> None:
         # A worker inherits this and lets the signal in when it can outlive it: see start_worker.
         if loader.num_workers > 0 and not self._held:
@@ -120,6 +128,26 @@ class EpochDataHook(Hook):
         loader.worker_init_fn = partial(start_worker, init)
         # Workers that persist have used their seed up; without them the loader starts new ones.
         loader._iterator = None
+
+
+def stop_workers(runner: Runner) -> None:
+    """Ends the persistent workers of a training in the way that they know.
+
+    Args:
+        runner (Runner): The runner; its loaders can be used again.
+    """
+    for loop in (runner._train_loop, runner._val_loop):
+        loader = getattr(loop, 'dataloader', None)  # a loop that was not built is a dict
+        iterator = getattr(loader, '_iterator', None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+            loader._iterator = None
+
+
+def _stop_workers_of(reference: 'weakref.ReferenceType[Runner]') -> None:
+    runner = reference()
+    if runner is not None:
+        stop_workers(runner)
 
 
 def start_worker(init: Optional[Callable[[int], None]], worker: int) -> None:

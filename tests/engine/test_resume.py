@@ -1,5 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """A training that goes on computes what it would have computed without the interruption, to the last bit."""
+import multiprocessing
 import os
 import shutil
 import signal
@@ -55,12 +56,6 @@ class SignalAt(Hook):
             os.kill(os.getpid(), self.number)
 
 
-def stop_workers(runner):
-    """Ends persistent workers now, not with the garbage of some later test."""
-    for loop in (runner.train_loop, runner.val_loop):
-        loop.dataloader._iterator = None
-
-
 class Batches(Hook):
     """Notes the iterations that were trained."""
 
@@ -80,10 +75,25 @@ def test_resumed_at_an_epochs_end_is_bit_equal(tmp_path, workers, persistent, ep
     folder = copy_of(tmp_path / 'whole', 'resumed', f'epoch_{epoch}.pth')
     resumed = build_runner(folder, resume=True, **options)
     resumed.train()
-    stop_workers(whole)
-    stop_workers(resumed)
+    assert multiprocessing.active_children() == []  # workers that persist leave with the training
     assert (resumed.epoch, resumed.iter) == (4, 12)
     assert fingerprint(resumed.model) == fingerprint(whole.model)
+
+
+def test_an_error_ends_persistent_workers_at_once(tmp_path):
+    """They outlive a SIGTERM, by which Python would end them, until an alarm goes off."""
+    code = ('import sys\n'
+            'from toy_training import build_runner\n'
+            'from mmengine.hooks import Hook\n'
+            'class Fails(Hook):\n'
+            '    def before_train_iter(self, runner, batch_idx, data_batch=None):\n'
+            '        if batch_idx == 1:\n'
+            "            raise RuntimeError('as planned')\n"
+            'build_runner(sys.argv[1], workers=2, persistent=True, hooks=[Fails()]).train()\n')
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, timeout=120,
+                          cwd=Path(__file__).parent)
+    assert done.returncode == 1 and 'RuntimeError: as planned' in done.stderr
+    assert 'Alarm clock' not in done.stderr
 
 
 def test_a_seed_that_was_drawn_is_resumed(tmp_path):
