@@ -1,6 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """What train.py and test.py share: from a command line to an mmengine runner, for any OpenMMLab config."""
 import argparse
+import atexit
 import logging
 import os
 from pathlib import Path
@@ -117,6 +118,8 @@ def build_runner(cfg: Config, trust_checkpoint: bool = False) -> Runner:
         if cfg.launcher == 'pytorch':
             # mmengine's own set-up would look for a GPU for each process.
             torch.distributed.init_process_group('gloo')
+            # Left to the interpreter's exit, gloo's threads may abort the process.
+            atexit.register(torch.distributed.destroy_process_group)
             cfg.model_wrapper_cfg = dict(
                 dict(type='MMDistributedDataParallel', broadcast_buffers=False,
                      find_unused_parameters=cfg.get('find_unused_parameters', False), device_ids=None),

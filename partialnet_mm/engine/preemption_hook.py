@@ -63,6 +63,7 @@ class PreemptionHook(Hook):
         """Listens no longer."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
+        self._end_group()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None,
                          outputs: Optional[dict] = None) -> None:
@@ -94,7 +95,14 @@ class PreemptionHook(Hook):
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
         return bool(flag.item())
 
+    def _end_group(self) -> None:
+        # Left to the interpreter's exit, its threads may abort the process.
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+
     def _leave(self, runner: Runner, iterations: int) -> None:
+        self._end_group()
         name = signal.Signals(self._received).name if self._received else 'a signal to another process'
         runner.logger.info(f'{name}: leaving with status {EXIT_PREEMPTED} after iteration {iterations}; '
                            'the same command with --resume goes on from there')

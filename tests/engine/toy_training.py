@@ -1,6 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """A training of seconds with all that a resume must carry on: batch norm, dropout, Adam, schedules, augmentation."""
 import argparse
+import atexit
 import hashlib
 import time
 from typing import Dict, Optional
@@ -134,6 +135,7 @@ def build_runner(work_dir: str, epochs: int = 4, resume: bool = False, load_from
     wrapper = None
     if launcher == 'pytorch':
         torch.distributed.init_process_group('gloo')
+        atexit.register(torch.distributed.destroy_process_group)  # as tools/runner_setup.py
         wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
 
     def loader(batch_size: int, shuffle: bool) -> dict:
