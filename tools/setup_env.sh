@@ -18,7 +18,7 @@ usage() { sed -n '4,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 stack=${1:-onedl}
 case "$stack" in
     onedl) venv=.venv mmcv=onedl-mmcv oldest=10 newest=99 ;;
-    openmmlab) venv=.venv-openmmlab mmcv=mmcv oldest=8 newest=11 ;;
+    openmmlab) venv=.venv-openmmlab mmcv=mmcv oldest=10 newest=11 ;;
     *) usage ;;
 esac
 
