@@ -4,6 +4,7 @@ from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 
 from .fusion import fold_norm_after
+from .norm import normalize
 
 
 class ConvMLP(nn.Module):
@@ -38,7 +39,7 @@ class ConvMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C_out, H, W)."""
-        return self.conv2(self.act(self.norm(self.conv1(x))))
+        return self.conv2(self.act(normalize(self.norm, self.conv1(x))))
 
     def switch_to_deploy(self) -> None:
         """Merges the norm into the first convolution; does nothing the second time."""

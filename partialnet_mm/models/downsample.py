@@ -4,6 +4,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from .fusion import fold_norm_after
+from .norm import normalize
 
 
 class Downsample(nn.Module):
@@ -31,7 +32,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C_in, H, W) to (B, C_out, H // stride, W // stride)."""
-        return self.norm(self.conv(x))
+        return normalize(self.norm, self.conv(x))
 
     def switch_to_deploy(self) -> None:
         """Merges the norm into the convolution; does nothing the second time."""

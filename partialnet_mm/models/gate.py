@@ -3,11 +3,10 @@
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
-from mmengine.dist import get_world_size
-from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
 from .fusion import fold_norm_after
+from .norm import normalize
 
 
 class GaussianGate(nn.Module):
@@ -39,19 +38,8 @@ class GaussianGate(nn.Module):
         logits = F.linear(statistics.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
         logits = logits.view(batch, channels, 1, 1)
         if self.norm is not None:
-            logits = self._normalize(logits)
+            logits = normalize(self.norm, logits)
         return F.hardsigmoid(logits)
-
-    def _normalize(self, logits: Tensor) -> Tensor:
-        norm = self.norm
-        gathers = isinstance(norm, nn.SyncBatchNorm) and get_world_size() > 1
-        if (norm.training and logits.shape[0] == 1 and isinstance(norm, _BatchNorm) and norm.running_mean is not None
-                and not gathers):
-            # One image has no batch statistics, and BatchNorm raises: the running ones
-            # stand in, so that the network trains at batch size 1.
-            return F.batch_norm(logits, norm.running_mean, norm.running_var, norm.weight, norm.bias,
-                                training=False, eps=norm.eps)
-        return norm(logits)
 
     def switch_to_deploy(self) -> None:
         """Merges the norm into the convolution; does nothing the second time."""

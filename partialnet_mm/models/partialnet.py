@@ -15,6 +15,7 @@ from ..utils.pretrained import load_pretrained, pretrained_cfg
 from .activation_checkpoint import checkpointed
 from .block import PartialNetBlock, PartialNetBlockV2
 from .downsample import Downsample
+from .norm import normalize
 from .patconv import PartialChannelAttention, PartialSelfAttention
 
 
@@ -243,7 +244,7 @@ class PartialNet(BaseModule):
             for block in stage:
                 x = checkpointed(block, x) if self.with_cp and self.training else block(x)
             if i in self.out_indices:
-                outs.append(getattr(self, f'norm{i}')(x))
+                outs.append(normalize(getattr(self, f'norm{i}'), x))
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'PartialNet':

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .fusion import conv_like, norm_affine
 from .gate import GaussianGate
+from .norm import normalize
 from .partial_conv import split_channels
 from .rel_pos import RelativePositionBias
 
@@ -57,7 +58,7 @@ class PartialChannelAttention(nn.Module):
         conv_part, attended = x.split(self.split_sizes, dim=1)
         attended = attended * self.gate(attended)
         if self.norm is not None:
-            attended = self.norm(attended)
+            attended = normalize(self.norm, attended)
         return torch.cat((self.conv(conv_part), attended), dim=1)
 
     def output_affine(self) -> 'tuple[Tensor, Tensor] | None':
@@ -121,8 +122,8 @@ class PartialSpatialAttention(nn.Module):
             attended = torch.addcmul(self.shift, attended, F.hardsigmoid(logit))
             return torch.cat((attended, rest), dim=1)
         attended, rest = x.split(self.split_sizes, dim=1)
-        attended = self.attended_norm(attended * F.hardsigmoid(self.logit_conv(attended)))
-        return torch.cat((attended, self.rest_conv(self.rest_norm(rest))), dim=1)
+        attended = normalize(self.attended_norm, attended * F.hardsigmoid(self.logit_conv(attended)))
+        return torch.cat((attended, self.rest_conv(normalize(self.rest_norm, rest))), dim=1)
 
     @torch.no_grad()
     def merge_into(self, conv: nn.Conv2d, output_scale: Optional[Tensor] = None) -> nn.Conv2d:
