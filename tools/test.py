@@ -50,8 +50,6 @@ def main() -> None:
     for name in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'val_cfg', 'val_dataloader',
                  'val_evaluator'):
         cfg[name] = None
-    if not args.skip_preflight:
-        check_data(parser, cfg, ('test', ))
     if args.show_dir:
         if 'visualization' not in cfg.get('default_hooks', {}):
             parser.error(f'--show-dir: {args.config} has no default_hooks.visualization')
@@ -63,6 +61,8 @@ def main() -> None:
         if not args.out.endswith(('.pkl', '.pickle')):
             parser.error(f'--out must end in .pkl or .pickle, got {args.out!r}')
         dump_predictions(cfg, args.out)
+    if not args.skip_preflight:
+        check_data(parser, cfg, ('test', ))
     runner = build_runner(cfg, args.trust_checkpoint)
     if not args.trust_checkpoint:
         require_fit(runner, args.checkpoint, least=1)
