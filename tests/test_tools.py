@@ -123,8 +123,9 @@ def test_resume_goes_on_from_the_newest(trained, tmp_path):
 
 def test_test_measures_draws_and_dumps(trained, tmp_path):
     work, options, _ = trained
-    done = run(sys.executable, 'tools/test.py', CONFIG, work / 'epoch_1.pth', '--work-dir', tmp_path,
-               '--show-dir', tmp_path / 'pictures', '--out', tmp_path / 'found.pkl', '--cfg-options', *options)
+    # resume=True is what the config in the work folder of a resumed training says
+    done = run(sys.executable, 'tools/test.py', CONFIG, work / 'epoch_1.pth', '--work-dir', tmp_path, '--show-dir',
+               tmp_path / 'pictures', '--out', tmp_path / 'found.pkl', '--cfg-options', *options, 'resume=True')
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.search(r'coco/bbox_mAP +-?\d', done.stdout)
     assert sorted(p.name for p in (tmp_path / 'pictures').iterdir()) == ['00001.jpg', '00002.jpg', '00003.jpg']
@@ -195,7 +196,7 @@ def test_a_segmentation_config_trains_measures_and_draws(tmp_path):
 def test_a_checkpoint_of_another_network_is_refused(trained, tmp_path):
     work, options, _ = trained
     torch.save(dict(state_dict={'layer.weight': torch.zeros(2)}), tmp_path / 'other.pth')
-    for command in (['tools/test.py', CONFIG, tmp_path / 'other.pth', '--cfg-options', *options],
+    for command in (['tools/test.py', CONFIG, tmp_path / 'other.pth', '--cfg-options', *options, 'resume=True'],
                     ['tools/train.py', CONFIG, '--cfg-options', *options, f'load_from={tmp_path}/other.pth']):
         done = run(sys.executable, *command, '--work-dir', tmp_path / 'work')
         assert done.returncode == 1

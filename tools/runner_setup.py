@@ -80,8 +80,8 @@ def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[st
                     'as the config says. --skip-preflight starts all the same.\n')
 
 
-def refuse_untrusted(checkpoint: str) -> None:
-    """Raises for a checkpoint that could run code when mmengine loads it, before anything of it runs.
+def read_trusted(checkpoint: str) -> dict:
+    """Reads a checkpoint that cannot run code when mmengine loads it; others are refused before anything of them runs.
 
     Raises:
         ValueError: If it is an address, damaged, or holds more than data.
@@ -91,23 +91,33 @@ def refuse_untrusted(checkpoint: str) -> None:
         raise ValueError(f'checkpoint {checkpoint!r} is an address: download it and name the file, or allow it with '
                          '--trust-checkpoint')
     try:
-        read_checkpoint(checkpoint)
+        return read_checkpoint(checkpoint)
     except ValueError as error:
         raise ValueError(f'{error}\nIf you trust where it comes from: --trust-checkpoint') from error
 
 
-def build_runner(cfg: Config, trust_checkpoint: bool = False) -> Runner:
+def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) -> Runner:
     """Builds the runner, on GPUs or, where there are none, on CPUs.
 
     Without a GPU, processes talk over gloo, and a config's mixed precision,
     which mmengine offers on accelerators only, becomes float32 with a warning.
 
+    Args:
+        cfg (Config): The whole config.
+        least_fit (float): Part of the model's tensors that ``load_from`` must
+            hold, in their shapes. On resuming, CrashSafeCheckpointHook looks
+            closer.
+        trust_checkpoint (bool): Whether to load ``load_from`` without looking
+            at it. Defaults to False.
+
+    Returns:
+        Runner: The runner.
+
     Raises:
-        ValueError: If ``load_from`` is not known to be data only and
-            ``trust_checkpoint`` is not set.
+        ValueError: If ``load_from`` is not known to be data only, or belongs
+            to another network, and ``trust_checkpoint`` is not set.
     """
-    if cfg.get('load_from') and not trust_checkpoint:
-        refuse_untrusted(cfg.load_from)
+    content = read_trusted(cfg.load_from) if cfg.get('load_from') and not trust_checkpoint else None
     if not torch.cuda.is_available():
         if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
             for option in ('loss_scale', 'dtype', 'use_fsdp'):
@@ -123,23 +133,26 @@ def build_runner(cfg: Config, trust_checkpoint: bool = False) -> Runner:
             cfg.model_wrapper_cfg = dict(
                 dict(type='MMDistributedDataParallel', broadcast_buffers=False,
                      find_unused_parameters=cfg.get('find_unused_parameters', False), device_ids=None),
-                **cfg.get('model_wrapper_cfg', {}))
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+                **(cfg.get('model_wrapper_cfg') or {}))
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if content is not None and not cfg.get('resume'):
+        require_fit(runner, content, cfg.load_from, least_fit)
+    return runner
 
 
-def require_fit(runner: Runner, checkpoint: str, least: float) -> None:
+def require_fit(runner: Runner, content: dict, checkpoint: str, least: float) -> None:
     """Raises for a checkpoint of another network, which mmengine loads with no more than a warning.
 
     Args:
         runner (Runner): With the model that the checkpoint is for.
-        checkpoint (str): A local file.
+        content (dict): What the checkpoint holds.
+        checkpoint (str): How the message calls it.
         least (float): Part of the model's tensors that must be there, in their shapes.
 
     Raises:
         ValueError: If fewer are.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    content = read_checkpoint(checkpoint)
     given = {name[len('module.'):] if name.startswith('module.') else name: value
              for name, value in content.get('state_dict', content).items()}
     own = model.state_dict()

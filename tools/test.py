@@ -7,7 +7,7 @@ import os
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from runner_setup import add_common_arguments, build_runner, check_data, load_config, require_fit
+from runner_setup import add_common_arguments, build_runner, check_data, load_config
 
 
 def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
@@ -46,6 +46,7 @@ def main() -> None:
     if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
         parser.error(f'checkpoint {args.checkpoint!r} does not exist')
     cfg.load_from = args.checkpoint
+    cfg.resume = False  # the config that a resumed training leaves in its work folder says True
     # A test must not ask for other data than its own.
     for name in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'val_cfg', 'val_dataloader',
                  'val_evaluator'):
@@ -63,10 +64,7 @@ def main() -> None:
         dump_predictions(cfg, args.out)
     if not args.skip_preflight:
         check_data(parser, cfg, ('test', ))
-    runner = build_runner(cfg, args.trust_checkpoint)
-    if not args.trust_checkpoint:
-        require_fit(runner, args.checkpoint, least=1)
-    metrics = runner.test()
+    metrics = build_runner(cfg, least_fit=1, trust_checkpoint=args.trust_checkpoint).test()
     if is_main_process():
         width = max(map(len, metrics), default=0)
         for name, value in metrics.items():

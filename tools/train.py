@@ -4,7 +4,7 @@ import argparse
 import os
 
 import torch
-from runner_setup import add_common_arguments, build_runner, check_data, load_config, require_fit
+from runner_setup import add_common_arguments, build_runner, check_data, load_config
 
 
 def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
@@ -39,10 +39,8 @@ def main() -> None:
         cfg.load_from = None if restarted or args.resume == 'auto' else args.resume
     if not args.skip_preflight:
         check_data(parser, cfg, ('train', 'val'))
-    runner = build_runner(cfg, args.trust_checkpoint)
-    if cfg.get('load_from') and not cfg.get('resume') and not args.trust_checkpoint:
-        require_fit(runner, cfg.load_from, least=0.5)  # heads for other classes, or other heads, may differ
-    runner.train()
+    # heads for other classes, or other heads, may differ
+    build_runner(cfg, least_fit=0.5, trust_checkpoint=args.trust_checkpoint).train()
 
 
 if __name__ == '__main__':
