@@ -1,6 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 from .block import PartialNetBlock, PartialNetBlockV2
-from .gate import GaussianGate
+from .gate import GaussianGate, SEGate, SRMGate
 from .partial_conv import PartialConv
 from .partialnet import PartialNet
 from .patconv import PartialChannelAttention, PartialSelfAttention, PartialSpatialAttention
@@ -8,5 +8,5 @@ from .rel_pos import RelativePositionBias
 
 __all__ = [
     'GaussianGate', 'PartialChannelAttention', 'PartialConv', 'PartialNet', 'PartialNetBlock', 'PartialNetBlockV2',
-    'PartialSelfAttention', 'PartialSpatialAttention', 'RelativePositionBias'
+    'PartialSelfAttention', 'PartialSpatialAttention', 'RelativePositionBias', 'SEGate', 'SRMGate'
 ]

@@ -5,14 +5,15 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from .conv_mlp import ConvMLP
-from .fusion import fold_affine_before
+from .fusion import fold_affine_before, fold_scale_after
 from .patconv import PartialSpatialAttention
 
 
 class PartialNetBlock(nn.Module):
     """PartialNet block v1 (Fig. 3 (a)), the block of stages 1-3.
 
-    ``x + DropPath(layer_scale * PAT_sp(MLP(PAT_ch(x))))``
+    ``x + DropPath(layer_scale * PAT_sp(MLP(PAT_ch(x))))``. With a partial
+    convolution as mixer and no spatial attention it is FasterNet's block.
 
     Args:
         token_mixer (nn.Module): PAT_ch, or any layer from (B, C, H, W) to the
@@ -27,8 +28,13 @@ class PartialNetBlock(nn.Module):
             to 0.
         layer_scale_init_value (float): Initial factor on each channel of the
             branch; 0 for none. Defaults to 0.
+        spatial_attention (str): What follows the MLP: 'partial' for PAT_sp,
+            'full' for its form over all channels (Table 3), 'none' (Table 4).
+            Defaults to 'partial'.
         deploy (bool): Whether to build the merged form. Defaults to False.
     """
+
+    spatial_attentions = ('partial', 'full', 'none')
 
     def __init__(self,
                  token_mixer: nn.Module,
@@ -37,11 +43,18 @@ class PartialNetBlock(nn.Module):
                  act_cfg: dict = dict(type='ReLU'),
                  drop_path_rate: float = 0.,
                  layer_scale_init_value: float = 0.,
+                 spatial_attention: str = 'partial',
                  deploy: bool = False) -> None:
         super().__init__()
+        if spatial_attention not in self.spatial_attentions:
+            raise ValueError(f'spatial_attention must be one of {self.spatial_attentions}, got {spatial_attention!r}')
         self.token_mixer = token_mixer
-        self.mlp = ConvMLP(channels, norm_cfg, act_cfg, channels + 1 if deploy else None, deploy)
-        self.spatial_attention = PartialSpatialAttention(channels, norm_cfg, deploy)
+        attends = spatial_attention != 'none'
+        self.mlp = ConvMLP(channels, norm_cfg, act_cfg, channels + 1 if deploy and attends else None, deploy)
+        self.spatial_attention = None
+        if attends:
+            self.spatial_attention = PartialSpatialAttention(channels, norm_cfg, spatial_attention == 'full', deploy)
+        self.merged = deploy
         self.drop_path = DropPath(drop_path_rate)
         self.layer_scale = None
         # The merged form has it in its convolutions.
@@ -53,20 +66,26 @@ class PartialNetBlock(nn.Module):
         return x + self.drop_path(self._mix_channels(self.token_mixer(x)))
 
     def _mix_channels(self, x: Tensor) -> Tensor:
-        x = self.spatial_attention(self.mlp(x))
+        x = self.mlp(x)
+        if self.spatial_attention is not None:
+            x = self.spatial_attention(x)
         return x if self.layer_scale is None else x * self.layer_scale
 
     def switch_to_deploy(self) -> None:
         """Merges all norms, PAT_sp and the layer scale; does nothing the second time."""
-        if self.spatial_attention.merged:
+        if self.merged:
             return
+        self.merged = True
         self.mlp.switch_to_deploy()
         affine = getattr(self.token_mixer, 'output_affine', lambda: None)()
         if affine is not None:
             self.mlp.conv1 = fold_affine_before(self.mlp.conv1, *affine)
         if hasattr(self.token_mixer, 'switch_to_deploy'):
             self.token_mixer.switch_to_deploy()
-        self.mlp.conv2 = self.spatial_attention.merge_into(self.mlp.conv2, self.layer_scale)
+        if self.spatial_attention is not None:
+            self.mlp.conv2 = self.spatial_attention.merge_into(self.mlp.conv2, self.layer_scale)
+        else:
+            self.mlp.conv2 = fold_scale_after(self.mlp.conv2, self.layer_scale)
         self.layer_scale = None
 
 

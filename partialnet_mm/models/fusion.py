@@ -79,6 +79,24 @@ def fold_affine_before(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv
 
 
 @torch.no_grad()
+def fold_scale_after(conv: nn.Conv2d, scale: Optional[Tensor]) -> nn.Conv2d:
+    """The one convolution, with bias, that computes ``scale * conv(x)``.
+
+    Args:
+        conv (nn.Conv2d): The convolution.
+        scale (Tensor, optional): One factor for each output channel, of any
+            shape; None for 1.
+
+    Returns:
+        nn.Conv2d: A convolution with bias, of the same sizes, dtype and device.
+    """
+    factors = torch.ones_like(conv.weight[:, 0, 0, 0], dtype=torch.float64) if scale is None else scale.double()
+    factors = factors.flatten()
+    bias = torch.zeros_like(factors) if conv.bias is None else conv.bias.double()
+    return conv_like(conv, conv.weight.double() * factors.view(-1, 1, 1, 1), bias * factors)
+
+
+@torch.no_grad()
 def conv_like(conv: nn.Conv2d, weight: Tensor, bias: Optional[Tensor]) -> nn.Conv2d:
     """A convolution with other weights and the geometry, dtype and device of ``conv``.
 

@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The gate of PAT_ch, computed from each channel's mean and deviation."""
+"""Channel gates: what PAT_ch weights its attended channels by."""
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
@@ -30,13 +30,9 @@ class GaussianGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
-        batch, channels, height, width = x.shape
-        # A map of one element has no deviation: with the usual correction it would be NaN.
-        std, mean = torch.std_mean(x, dim=(2, 3), correction=int(height * width > 1))
-        statistics = torch.stack((mean, std), dim=-1)
         # The kernel covers its whole input, so the convolution is a matrix product.
-        logits = F.linear(statistics.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
-        logits = logits.view(batch, channels, 1, 1)
+        logits = F.linear(_mean_and_std(x).flatten(1), self.conv.weight.flatten(1), self.conv.bias)
+        logits = logits[:, :, None, None]
         if self.norm is not None:
             logits = normalize(self.norm, logits)
         return F.hardsigmoid(logits)
@@ -46,3 +42,95 @@ class GaussianGate(nn.Module):
         if self.norm is not None:
             self.conv = fold_norm_after(self.conv, self.norm, 'the norm of GaussianGate')
             self.norm = None
+
+
+class SRMGate(nn.Module):
+    """Style-based recalibration, a gate of Table 12: like the Gaussian one, each channel by itself.
+
+    Each channel's mean and unbiased standard deviation are weighted by two
+    numbers of its own, normalized over the batch and squashed by a
+    Hard-Sigmoid.
+
+    Paper: `SRM: A Style-based Recalibration Module for Convolutional Neural
+    Networks <https://arxiv.org/abs/1903.10829>`_.
+
+    Args:
+        channels (int): Channels of the map.
+        norm_cfg (dict): Norm of the gate. Defaults to ``dict(type='BN')``.
+        deploy (bool): Whether to build the merged form, in which the norm is
+            part of the convolution. Defaults to False.
+    """
+
+    def __init__(self, channels: int, norm_cfg: dict = dict(type='BN'), deploy: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, (1, 2), groups=channels, bias=deploy)
+        self.norm = None if deploy else build_norm_layer(norm_cfg, channels)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
+        logits = self.conv(_mean_and_std(x).unsqueeze(2))
+        if self.norm is not None:
+            logits = normalize(self.norm, logits)
+        return F.hardsigmoid(logits)
+
+    def switch_to_deploy(self) -> None:
+        """Merges the norm into the convolution; does nothing the second time."""
+        if self.norm is not None:
+            self.conv = fold_norm_after(self.conv, self.norm, 'the norm of SRMGate')
+            self.norm = None
+
+
+class SEGate(nn.Module):
+    """Squeeze-and-excitation, a gate of Table 12: two layers on each channel's mean.
+
+    Paper: `Squeeze-and-Excitation Networks
+    <https://arxiv.org/abs/1709.01507>`_.
+
+    Args:
+        channels (int): Channels of the map.
+        reduction (int): Divides the channels between the two layers. Defaults
+            to 4.
+    """
+
+    def __init__(self, channels: int, reduction: int = 4) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.reduce = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.expand = nn.Conv2d(hidden, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
+        return F.hardsigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
+
+
+#: Names of the gates, the paper's own first.
+GATES = ('gaussian', 'srm', 'se')
+
+
+def build_gate(gate: str, channels: int, norm_cfg: dict = dict(type='BN'), deploy: bool = False) -> nn.Module:
+    """Builds a channel gate.
+
+    Args:
+        gate (str): 'gaussian' (the paper's), 'srm' or 'se'.
+        channels (int): Channels of the map.
+        norm_cfg (dict): Norm of the gate. Defaults to ``dict(type='BN')``.
+        deploy (bool): Whether to build the merged form. Defaults to False.
+
+    Returns:
+        nn.Module: From (B, C, H, W) to (B, C, 1, 1).
+
+    Raises:
+        ValueError: If there is no such gate.
+    """
+    if gate not in GATES:
+        raise ValueError(f'gate must be one of {GATES}, got {gate!r}')
+    if gate == 'se':  # it has no norm, and so no other form to merge into
+        return SEGate(channels)
+    return (GaussianGate if gate == 'gaussian' else SRMGate)(channels, norm_cfg, deploy)
+
+
+def _mean_and_std(x: Tensor) -> Tensor:
+    """(B, C, 2) of a map (B, C, H, W): mean, then unbiased deviation."""
+    # A map of one element has no deviation: with the usual correction it would be NaN.
+    std, mean = torch.std_mean(x, dim=(2, 3), correction=int(x.shape[2] * x.shape[3] > 1))
+    return torch.stack((mean, std), dim=-1)

@@ -15,8 +15,9 @@ from ..utils.pretrained import load_pretrained, pretrained_cfg
 from .activation_checkpoint import checkpointed
 from .block import PartialNetBlock, PartialNetBlockV2
 from .downsample import Downsample
+from .gate import GATES
 from .norm import normalize
-from .patconv import PartialChannelAttention, PartialSelfAttention
+from .token_mixer import CHANNEL_ATTENTIONS, SELF_ATTENTIONS, build_token_mixer
 
 
 @MODELS.register_module()
@@ -61,6 +62,15 @@ class PartialNet(BaseModule):
             to 0.
         proj_drop_rate (float): Dropout after PAT_sf's projection. Defaults to
             0.
+        token_mixers (str | Sequence[str]): Token mixer of all stages or of
+            each: 'pat_ch', 'pat_sf', or, for the paper's ablations, 'full_ch',
+            'full_sf', 'partial_conv', 'conv', 'depthwise_conv' (Tables 3, 4, 6
+            and 13). Defaults to ('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf').
+        gate (str): Gate of the channel attention: 'gaussian', 'srm' or 'se'
+            (Table 12). Defaults to 'gaussian'.
+        spatial_attention (str): What follows each MLP: 'partial' for PAT_sp,
+            'full' for its form over all channels (Table 3), 'none' (Table 4).
+            Defaults to 'partial'.
         norm_eval (bool): Whether batch norms stay in evaluation mode while
             training, as for 2 images a GPU. Defaults to False.
         with_cp (bool): Whether blocks are computed twice to save memory in
@@ -73,7 +83,7 @@ class PartialNet(BaseModule):
             if less than 90 % of the backbone arrives. Defaults to None.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        ValueError: If an argument is outside its range, or a name unknown.
         TypeError: If an argument is unknown.
     """
 
@@ -106,6 +116,9 @@ class PartialNet(BaseModule):
                  layer_scale_init_value: float = 0.,
                  attn_drop_rate: float = 0.,
                  proj_drop_rate: float = 0.,
+                 token_mixers: Union[str, Sequence[str]] = ('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf'),
+                 gate: str = 'gaussian',
+                 spatial_attention: str = 'partial',
                  norm_eval: bool = False,
                  with_cp: bool = False,
                  deploy: bool = False,
@@ -123,6 +136,11 @@ class PartialNet(BaseModule):
         depths, num_heads = settings['depths'], settings['num_heads']
         act_cfg = act_cfg or settings['act_cfg']
         split_ratios = self._check_split_ratio(split_ratio, sum(depths))
+        token_mixers = self._check_token_mixers(token_mixers)
+        if gate not in GATES:
+            raise ValueError(f'gate must be one of {GATES}, got {gate!r}')
+        if gate != 'gaussian' and not set(token_mixers) & set(CHANNEL_ATTENTIONS):
+            raise ValueError(f'gate={gate!r} has no effect: token_mixers={token_mixers} has no channel attention')
         self.out_indices = self._check_out_indices(out_indices)
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= self.num_stages:
             raise ValueError(f'frozen_stages must be an int from -1 (none) to {self.num_stages} (all), '
@@ -153,15 +171,11 @@ class PartialNet(BaseModule):
                 Downsample(self.channels[i - 1] if i else in_channels, channels, 2 if i else 4, norm_cfg, deploy))
             blocks = nn.Sequential()
             for _ in range(depth):
-                ratio = split_ratios[block_index]
-                if i < self.num_stages - 1:
-                    block_type: type = PartialNetBlock
-                    mixer: nn.Module = PartialChannelAttention(channels, ratio, norm_cfg, deploy)
-                else:
-                    block_type = PartialNetBlockV2
-                    mixer = PartialSelfAttention(channels, num_heads, ratio, attn_drop_rate, proj_drop_rate)
+                mixer = build_token_mixer(token_mixers[i], channels, num_heads, split_ratios[block_index], norm_cfg,
+                                          gate, attn_drop_rate, proj_drop_rate, deploy)
+                block_type = PartialNetBlockV2 if token_mixers[i] in SELF_ATTENTIONS else PartialNetBlock
                 blocks.append(block_type(mixer, channels, norm_cfg, act_cfg, drop_path_rates[block_index],
-                                         layer_scale_init_value, deploy))
+                                         layer_scale_init_value, spatial_attention, deploy))
                 block_index += 1
             self.stages.append(blocks)
         if out_norm is None:
@@ -200,6 +214,14 @@ class PartialNet(BaseModule):
         if wrong:
             raise ValueError(f'split_ratio must lie in (0, 1], got {wrong[0]!r}')
         return list(ratios)
+
+    @classmethod
+    def _check_token_mixers(cls, token_mixers: Union[str, Sequence[str]]) -> List[str]:
+        names = [token_mixers] * cls.num_stages if isinstance(token_mixers, str) else token_mixers
+        if not isinstance(names, Sequence) or len(names) != cls.num_stages:
+            raise ValueError(f'token_mixers must be one name or one for each of the {cls.num_stages} stages, '
+                             f'got {token_mixers!r}')
+        return list(names)
 
     @classmethod
     def _check_out_indices(cls, out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:

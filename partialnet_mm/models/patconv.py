@@ -12,7 +12,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from .fusion import conv_like, norm_affine
-from .gate import GaussianGate
+from .gate import build_gate
 from .norm import normalize
 from .partial_conv import split_channels
 from .rel_pos import RelativePositionBias
@@ -22,7 +22,7 @@ class PartialChannelAttention(nn.Module):
     """PAT_ch: 3x3 convolution beside Gaussian channel attention (Sec. 3.1).
 
     The first part of the channels is convolved, the other one is weighted by
-    its :class:`GaussianGate` and normalized. Token mixer of stages 1-3.
+    its gate and normalized. Token mixer of stages 1-3.
 
     Args:
         channels (int): Channels of the input and of the output.
@@ -30,6 +30,11 @@ class PartialChannelAttention(nn.Module):
             at 1 the layer is a plain convolution. Defaults to 1/4.
         norm_cfg (dict): Norm of the attended part and of its gate. Defaults to
             ``dict(type='BN')``.
+        gate (str): 'gaussian' (the paper's), 'srm' or 'se' (Table 12).
+            Defaults to 'gaussian'.
+        attend_all (bool): Whether the attention covers all channels, the
+            convolved ones after their convolution (Table 3, "F"). Defaults to
+            False.
         deploy (bool): Whether to build the merged form. It leaves the norm of
             the attended part to the layer that follows, see
             :meth:`switch_to_deploy`. Defaults to False.
@@ -39,15 +44,20 @@ class PartialChannelAttention(nn.Module):
                  channels: int,
                  split_ratio: float = 0.25,
                  norm_cfg: dict = dict(type='BN'),
+                 gate: str = 'gaussian',
+                 attend_all: bool = False,
                  deploy: bool = False) -> None:
         super().__init__()
         self.split_sizes = split_channels(channels, split_ratio)
         conv_channels, attended_channels = self.split_sizes
+        self.attend_all = attend_all
+        if attend_all:
+            attended_channels = channels
         self.conv = nn.Conv2d(conv_channels, conv_channels, 3, padding=1, bias=False)
-        self.gate: Optional[GaussianGate] = None
+        self.gate: Optional[nn.Module] = None
         self.norm: Optional[nn.Module] = None
         if attended_channels:
-            self.gate = GaussianGate(attended_channels, norm_cfg, deploy)
+            self.gate = build_gate(gate, attended_channels, norm_cfg, deploy)
             if not deploy:
                 self.norm = build_norm_layer(norm_cfg, attended_channels)[1]
 
@@ -55,11 +65,14 @@ class PartialChannelAttention(nn.Module):
         """Maps (B, C, H, W) to (B, C, H, W)."""
         if self.gate is None:
             return self.conv(x)
-        conv_part, attended = x.split(self.split_sizes, dim=1)
-        attended = attended * self.gate(attended)
-        if self.norm is not None:
-            attended = normalize(self.norm, attended)
-        return torch.cat((self.conv(conv_part), attended), dim=1)
+        conv_part, rest = x.split(self.split_sizes, dim=1)
+        if self.attend_all:
+            return self._attend(torch.cat((self.conv(conv_part), rest), dim=1))
+        return torch.cat((self.conv(conv_part), self._attend(rest)), dim=1)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        x = x * self.gate(x)
+        return x if self.norm is None else normalize(self.norm, x)
 
     def output_affine(self) -> 'tuple[Tensor, Tensor] | None':
         """The scale and shift of the output that the merged form leaves out.
@@ -71,7 +84,7 @@ class PartialChannelAttention(nn.Module):
         if self.norm is None:
             return None
         scale, shift = norm_affine(self.norm, 'the norm of PartialChannelAttention')
-        conv_part = scale.new_zeros(self.split_sizes[0])
+        conv_part = scale.new_zeros(0 if self.attend_all else self.split_sizes[0])
         return torch.cat((conv_part + 1, scale)), torch.cat((conv_part, shift))
 
     def switch_to_deploy(self) -> None:
@@ -81,9 +94,9 @@ class PartialChannelAttention(nn.Module):
         that follows, as :class:`PartialNetBlock` does: the merged layer alone
         does not compute the same as before.
         """
-        if self.gate is not None:
+        if hasattr(self.gate, 'switch_to_deploy'):
             self.gate.switch_to_deploy()
-            self.norm = None
+        self.norm = None
 
 
 class PartialSpatialAttention(nn.Module):
@@ -97,32 +110,48 @@ class PartialSpatialAttention(nn.Module):
     Args:
         channels (int): Channels of the input and of the output.
         norm_cfg (dict): Norm of both halves. Defaults to ``dict(type='BN')``.
+        attend_all (bool): Whether the gate is computed from all channels and
+            weights them all (Table 3, "F"); the norms and the 1x1 convolution
+            remain each half's own. Defaults to False.
         deploy (bool): Whether to build the merged form: its input then has one
             channel more, the logit. Defaults to False.
     """
 
-    def __init__(self, channels: int, norm_cfg: dict = dict(type='BN'), deploy: bool = False) -> None:
+    def __init__(self,
+                 channels: int,
+                 norm_cfg: dict = dict(type='BN'),
+                 attend_all: bool = False,
+                 deploy: bool = False) -> None:
         super().__init__()
-        attended = channels // 2
-        rest = channels - attended
-        self.split_sizes = (attended, rest)
+        first = channels // 2
+        rest = channels - first
+        self.split_sizes = (first, rest)
+        self.attended_channels = channels if attend_all else first
         self.merged = deploy
         if deploy:
-            self.shift = nn.Parameter(torch.zeros(1, attended, 1, 1))
+            self.shift = nn.Parameter(torch.zeros(1, self.attended_channels, 1, 1))
         else:
-            self.logit_conv = nn.Conv2d(attended, 1, 1, bias=False)
-            self.attended_norm = build_norm_layer(norm_cfg, attended)[1]
+            self.logit_conv = nn.Conv2d(self.attended_channels, 1, 1, bias=False)
+            self.attended_norm = build_norm_layer(norm_cfg, first)[1]
             self.rest_norm = build_norm_layer(norm_cfg, rest)[1]
             self.rest_conv = nn.Conv2d(rest, rest, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W), or (B, C + 1, H, W) when merged, to (B, C, H, W)."""
         if self.merged:
-            attended, rest, logit = x.split((*self.split_sizes, 1), dim=1)
-            attended = torch.addcmul(self.shift, attended, F.hardsigmoid(logit))
-            return torch.cat((attended, rest), dim=1)
+            if self.attended_channels < sum(self.split_sizes):
+                attended, rest, logit = x.split((*self.split_sizes, 1), dim=1)
+                attended = torch.addcmul(self.shift, attended, F.hardsigmoid(logit))
+                return torch.cat((attended, rest), dim=1)
+            attended, logit = x.split((self.attended_channels, 1), dim=1)
+            return torch.addcmul(self.shift, attended, F.hardsigmoid(logit))
         attended, rest = x.split(self.split_sizes, dim=1)
-        attended = normalize(self.attended_norm, attended * F.hardsigmoid(self.logit_conv(attended)))
+        if self.attended_channels < sum(self.split_sizes):
+            attended = attended * F.hardsigmoid(self.logit_conv(attended))
+        else:
+            gate = F.hardsigmoid(self.logit_conv(x))
+            attended, rest = attended * gate, rest * gate
+        attended = normalize(self.attended_norm, attended)
         return torch.cat((attended, self.rest_conv(normalize(self.rest_norm, rest))), dim=1)
 
     @torch.no_grad()
@@ -144,8 +173,9 @@ class PartialSpatialAttention(nn.Module):
         """
         attended_scale, shift = norm_affine(self.attended_norm, 'attended_norm of PartialSpatialAttention')
         rest_scale, rest_shift = norm_affine(self.rest_norm, 'rest_norm of PartialSpatialAttention')
-        attended_rows, rest_rows = conv.weight.double().flatten(1).split(self.split_sizes)
-        logit_row = self.logit_conv.weight.double().flatten(1) @ attended_rows
+        rows = conv.weight.double().flatten(1)
+        attended_rows, rest_rows = rows.split(self.split_sizes)
+        logit_row = self.logit_conv.weight.double().flatten(1) @ rows[:self.attended_channels]
         rest_mix = self.rest_conv.weight.double().flatten(1)
         rest_bias = rest_mix @ rest_shift
         rest_rows = (rest_mix * rest_scale) @ rest_rows
@@ -154,7 +184,10 @@ class PartialSpatialAttention(nn.Module):
             attended_scale, shift = attended_scale * attended_gain, shift * attended_gain
             rest_rows, rest_bias = rest_rows * rest_gain[:, None], rest_bias * rest_gain
         weight = torch.cat((attended_rows * attended_scale[:, None], rest_rows, logit_row))
-        bias = torch.cat((torch.zeros_like(shift), rest_bias, rest_bias.new_zeros(1)))
+        if self.attended_channels == len(rows):
+            # One gate weights a whole place, so it may be applied after the 1x1 convolution, before its bias.
+            shift, rest_bias = torch.cat((shift, rest_bias)), torch.zeros_like(rest_bias)
+        bias = torch.cat((shift.new_zeros(self.split_sizes[0]), rest_bias, rest_bias.new_zeros(1)))
         merged = conv_like(conv, weight[:, :, None, None], bias)
         self.shift = nn.Parameter(shift.view(1, -1, 1, 1).to(conv.weight))
         self.merged = True
@@ -179,6 +212,9 @@ class PartialSelfAttention(nn.Module):
         attn_drop_rate (float): Dropout of the attention weights. Defaults to 0.
         proj_drop_rate (float): Dropout after the output projection. Defaults
             to 0.
+        attend_all (bool): Whether the attention covers all channels, the
+            convolved ones after their convolution (Table 3, "F"). Defaults to
+            False.
     """
 
     def __init__(self,
@@ -186,10 +222,14 @@ class PartialSelfAttention(nn.Module):
                  num_heads: int,
                  split_ratio: float = 0.25,
                  attn_drop_rate: float = 0.,
-                 proj_drop_rate: float = 0.) -> None:
+                 proj_drop_rate: float = 0.,
+                 attend_all: bool = False) -> None:
         super().__init__()
         self.split_sizes = split_channels(channels, split_ratio)
         conv_channels, attended_channels = self.split_sizes
+        self.attend_all = attend_all
+        if attend_all:
+            attended_channels = channels
         self.conv = nn.Conv2d(conv_channels, conv_channels, 3, padding=1, bias=False)
         self.attends = attended_channels > 0
         if self.attends:
@@ -205,8 +245,10 @@ class PartialSelfAttention(nn.Module):
         """Maps (B, C, H, W) to (B, C, H, W)."""
         if not self.attends:
             return self.conv(x)
-        conv_part, attended = x.split(self.split_sizes, dim=1)
-        return torch.cat((self.conv(conv_part), self.attend(attended)), dim=1)
+        conv_part, rest = x.split(self.split_sizes, dim=1)
+        if self.attend_all:
+            return self.attend(torch.cat((self.conv(conv_part), rest), dim=1))
+        return torch.cat((self.conv(conv_part), self.attend(rest)), dim=1)
 
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over all places of the attended part, (B, C_attn, H, W) to the same."""

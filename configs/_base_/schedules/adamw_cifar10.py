@@ -1,0 +1,13 @@
+# A short schedule for small images: AdamW, one epoch of linear warm-up, cosine decay. epochs is the length.
+epochs = 12
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=True, end=1, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=1, end=epochs, convert_to_iter_based=True)
+]
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05))
+
+auto_scale_lr = dict(enable=False, base_batch_size=128)

@@ -1,0 +1,9 @@
+# FasterNet-T0, which PartialNet replaces, on CIFAR-10: partial convolution as mixer, no attention, FasterNet's sizes.
+_base_ = './partialnet_t0_cifar10.py'
+
+model = dict(
+    backbone=dict(
+        arch=dict(embed_dim=40, depths=(1, 2, 8, 2), num_heads=4, act_cfg=dict(type='GELU')),
+        token_mixers='partial_conv',
+        spatial_attention='none'),
+    head=dict(in_channels=320))
