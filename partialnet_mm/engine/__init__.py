@@ -4,10 +4,11 @@ from .coco_format_runner import CocoFormatRunner, spread_data_settings
 from .crash_safe_checkpoint_hook import CrashSafeCheckpointHook
 from .epoch_data_hook import EpochDataHook
 from .finite_hook import FiniteHook
+from .layer_decay import PartialNetLayerDecayConstructor
 from .preemption_hook import EXIT_PREEMPTED, PreemptionHook
 from .preflight_hook import PreflightHook
 
 __all__ = [
     'AtomicLocalBackend', 'CocoFormatRunner', 'CrashSafeCheckpointHook', 'EXIT_PREEMPTED', 'EpochDataHook',
-    'FiniteHook', 'PreemptionHook', 'PreflightHook', 'spread_data_settings'
+    'FiniteHook', 'PartialNetLayerDecayConstructor', 'PreemptionHook', 'PreflightHook', 'spread_data_settings'
 ]
