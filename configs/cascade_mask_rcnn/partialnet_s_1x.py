@@ -1,0 +1,17 @@
+# Cascade Mask R-CNN, PartialNet-S, 1x schedule on COCO. The paper trains Mask R-CNN only: batch, schedule and learning
+# rate are those of its Table 7, the detector's settings mmdet's.
+_base_ = [
+    '../_base_/models/cascade_mask_rcnn_partialnet_fpn.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/adamw_1x.py',
+    '../_base_/runtime/detection.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='s',
+        drop_path_rate=0.15,
+        # What configs/pretrain/partialnet_s_in1k.py leaves after its 300 epochs.
+        init_cfg=dict(
+            type='Pretrained', checkpoint='work_dirs/partialnet_s_in1k/epoch_300.pth', prefix='backbone.')),
+    neck=dict(in_channels=[96, 192, 384, 768]))

@@ -1,0 +1,19 @@
+# RetinaNet, PartialNet-S, 1x schedule on COCO. The paper trains Mask R-CNN only: batch and schedule are those of its Table 7.
+# Half of its learning rate, as mmdet halves it for this detector with ResNet-50.
+_base_ = [
+    '../_base_/models/retinanet_partialnet_fpn.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/adamw_1x.py',
+    '../_base_/runtime/detection.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='s',
+        drop_path_rate=0.15,
+        # What configs/pretrain/partialnet_s_in1k.py leaves after its 300 epochs.
+        init_cfg=dict(
+            type='Pretrained', checkpoint='work_dirs/partialnet_s_in1k/epoch_300.pth', prefix='backbone.')),
+    neck=dict(in_channels=[192, 384, 768]))
+
+optim_wrapper = dict(optimizer=dict(lr=1e-4))

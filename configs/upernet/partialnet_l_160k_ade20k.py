@@ -1,0 +1,11 @@
+# UPerNet, PartialNet-L, 160k iterations on ADE20K. All but the backbone is PartialNet-S's.
+_base_ = './partialnet_s_160k_ade20k.py'
+
+model = dict(
+    backbone=dict(
+        arch='l', drop_path_rate=0.3, init_cfg=dict(checkpoint='work_dirs/partialnet_l_in1k/epoch_300.pth')),
+    decode_head=dict(in_channels=[160, 320, 640, 1280]),
+    auxiliary_head=dict(in_channels=640))
+
+# More blocks than S: with this the stem learns at the same 0.15 of the rate.
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.94))
