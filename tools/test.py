@@ -6,8 +6,13 @@ import os
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
 from runner_setup import add_common_arguments, build_runner, check_data, load_config
+
+from partialnet_mm.utils.deploy import merge_model
 
 
 def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
@@ -16,6 +21,8 @@ def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
     parser.add_argument('checkpoint', help='checkpoint file; with --trust-checkpoint also an address')
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to this file')
     parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder')
+    parser.add_argument('--deploy', action='store_true',
+                        help='merge the network after loading it: the same results, faster')
     add_common_arguments(parser)
     return parser, parser.parse_args()
 
@@ -38,6 +45,13 @@ def dump_predictions(cfg: Config, path: str) -> None:
     kind = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=path)]
+
+
+class MergeHook(Hook):
+    """Merges the network when its weights have been loaded."""
+
+    def before_test(self, runner: Runner) -> None:
+        merge_model(runner.model.module if is_model_wrapper(runner.model) else runner.model)
 
 
 def main() -> None:
@@ -64,7 +78,13 @@ def main() -> None:
         dump_predictions(cfg, args.out)
     if not args.skip_preflight:
         check_data(parser, cfg, ('test', ))
-    metrics = build_runner(cfg, least_fit=1, trust_checkpoint=args.trust_checkpoint).test()
+    if args.deploy:
+        # It would put averaged weights, which a test has loaded already, into the layers of the unmerged network.
+        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or () if hook.type != 'EMAHook']
+    runner = build_runner(cfg, least_fit=1, trust_checkpoint=args.trust_checkpoint)
+    if args.deploy:
+        runner.register_hook(MergeHook())
+    metrics = runner.test()
     if is_main_process():
         width = max(map(len, metrics), default=0)
         for name, value in metrics.items():

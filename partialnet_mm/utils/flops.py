@@ -1,6 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Multiply-adds of a network, attention included."""
-from typing import Sequence, Tuple
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -26,15 +26,53 @@ def count_multiply_adds(module: nn.Module, input_shape: Sequence[int]) -> int:
     """
     parameter = next(module.parameters(), torch.empty(0))
     x = torch.zeros(*input_shape, dtype=parameter.dtype, device=parameter.device)
+    return sum(multiply_adds_by_layer(module, lambda: module(x)).values())
+
+
+def multiply_adds_by_layer(module: nn.Module, forward: Callable[[], object]) -> Dict[str, int]:
+    """Counts the multiply-adds of each layer in one pass in evaluation mode.
+
+    Args:
+        module (nn.Module): Whose layers are told apart. Its mode, and that of
+            each of its parts, is afterwards what it was.
+        forward (Callable): Runs what is counted, with ``module`` or parts of
+            it.
+
+    Returns:
+        dict[str, int]: For each submodule's name, in the order of
+        ``named_modules``, the multiply-adds of its own operations: those of
+        its children are theirs. The name '' has what belongs to no submodule.
+        Layers without any are left out.
+    """
+    counts = {name: 0 for name, _ in module.named_modules()}
+    # For each running layer: what had been counted at its start, and what its children have counted.
+    running: List[Tuple[int, List[int]]] = [(0, [])]
     modes = {part: part.training for part in module.modules()}
     module.eval()
+    handles = []
     try:
         with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_extra_formulas()) as counter:
-            module(x)
+
+            def enter(*_: object) -> None:
+                running.append((counter.get_total_flops(), []))
+
+            def leave(name: str) -> None:
+                start, children = running.pop()
+                total = counter.get_total_flops() - start
+                counts[name] += total - sum(children)
+                running[-1][1].append(total)
+
+            for name, part in module.named_modules():
+                handles.append(part.register_forward_pre_hook(enter))
+                handles.append(part.register_forward_hook(lambda *_, name=name: leave(name)))
+            forward()
+            counts[''] += counter.get_total_flops() - sum(running[0][1])
     finally:
+        for handle in handles:
+            handle.remove()
         for part, mode in modes.items():
             part.training = mode
-    return counter.get_total_flops() // 2
+    return {name: count // 2 for name, count in counts.items() if count}
 
 
 def _extra_formulas() -> dict:

@@ -1,0 +1,185 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Runs a classifier, detector or segmentor on images or folders of images; writes pictures and predictions."""
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Sequence, Tuple
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from runner_setup import KeyValues, load_config, read_trusted, require_fit
+
+from partialnet_mm.preflight.image_folder import EXTENSIONS
+from partialnet_mm.preflight.images import check_image
+from partialnet_mm.utils.deploy import merge_model
+
+#: What a predictor gives for each image: the prediction for the JSON file, the label map or None, the picture (RGB).
+Prediction = Tuple[dict, 'np.ndarray | None', np.ndarray]
+
+
+def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file; of data of your own, the one in the work folder of the training')
+    parser.add_argument('checkpoint', help='checkpoint file; with --trust-checkpoint also an address')
+    parser.add_argument('images', nargs='+', help='image files, or folders, which are searched with all inside')
+    parser.add_argument('--out-dir', required=True, type=Path,
+                        help='folder for pictures/<image> and predictions/<image>.json, of segmentors also <image>.png, '
+                        'the label of each pixel')
+    parser.add_argument('--batch-size', type=int, default=1, help='images at a time (default: 1)')
+    parser.add_argument('--score-thr', type=float, default=0.3,
+                        help='least score of a detection that is drawn; the JSON has all (default: 0.3)')
+    parser.add_argument('--deploy', action='store_true', help='merge the network first: the same results, faster')
+    parser.add_argument('--device', help="'cpu', 'cuda', 'cuda:1', ...; by default a GPU where there is one")
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE', help='changes to the config')
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='load a checkpoint that is more than data, or from an address: it can run any code')
+    # What load_config asks for beyond these belongs to trainings and tests.
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    return parser, parser.parse_args()
+
+
+def find_images(inputs: Sequence[str], out_dir: Path) -> Dict[str, str]:
+    """Paths of all images by the names that their results get.
+
+    Raises:
+        ValueError: If there are none, two have one name, or results would be
+            written among them.
+    """
+    images: Dict[str, str] = {}
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found = {str(p.relative_to(given)): str(p) for p in sorted(given.rglob('*'))
+                     if p.suffix.lower() in EXTENSIONS and p.is_file()}
+            if not found:
+                raise ValueError(f'no image in folder {str(given)!r}: looked for files that end in '
+                                 f'{", ".join(EXTENSIONS)}')
+            if given.resolve() in (out_dir.resolve(), *out_dir.resolve().parents):
+                raise ValueError(f'--out-dir {str(out_dir)!r} lies in the folder of images {str(given)!r}: the next run '
+                                 'would take its pictures for images')
+        elif given.is_file():
+            found = {given.name: str(given)}
+        else:
+            raise ValueError(f'image or folder {str(given)!r} does not exist')
+        for name, path in found.items():
+            if images.setdefault(name, path) != path:
+                raise ValueError(f'{images[name]!r} and {path!r} would both give {name!r} in --out-dir: run them apart')
+    return images
+
+
+def build_detector(cfg: Config, checkpoint: str, device: str, score_thr: float) -> 'tuple[object, Callable]':
+    from mmdet.apis import DetInferencer
+    inferencer = DetInferencer(cfg, checkpoint, device, show_progress=False)
+
+    def predict(paths: List[str]) -> Iterator[Prediction]:
+        outputs = inferencer(paths, batch_size=len(paths), return_vis=True, pred_score_thr=score_thr)
+        classes = inferencer.model.dataset_meta['classes']
+        for found, picture in zip(outputs['predictions'], outputs['visualization']):
+            yield dict(found, classes=[classes[label] for label in found.get('labels', ())]), None, picture
+
+    return inferencer, predict
+
+
+def build_segmentor(cfg: Config, checkpoint: str, device: str, score_thr: float) -> 'tuple[object, Callable]':
+    from mmseg.apis import MMSegInferencer
+    inferencer = MMSegInferencer(cfg, checkpoint, device=device)
+    inferencer.show_progress = False  # an argument in one of the two sets of packages only
+
+    def predict(paths: List[str]) -> Iterator[Prediction]:
+        outputs = inferencer(paths, batch_size=len(paths), return_vis=True)
+        maps, pictures = outputs['predictions'], outputs['visualization']
+        if len(paths) == 1:
+            maps, pictures = [maps], [pictures]
+        classes = inferencer.model.dataset_meta['classes']
+        for labels, picture in zip(maps, pictures):
+            present, counts = np.unique(labels, return_counts=True)
+            parts = {classes[label]: float(count / labels.size) for label, count in zip(present, counts)}
+            yield dict(parts=parts), labels, picture
+
+    return inferencer, predict
+
+
+def build_classifier(cfg: Config, checkpoint: str, device: str, score_thr: float) -> 'tuple[object, Callable]':
+    from mmpretrain.apis import ImageClassificationInferencer
+    from mmpretrain.visualization import UniversalVisualizer
+    inferencer = ImageClassificationInferencer(cfg, checkpoint, device)
+    visualizer = UniversalVisualizer()
+
+    def predict(paths: List[str]) -> Iterator[Prediction]:
+        for data in inferencer.preprocess(paths, batch_size=len(paths)):
+            samples = inferencer.forward(data)
+            for path, sample, found in zip(paths, samples, inferencer.postprocess(samples, None)):
+                picture = visualizer.visualize_cls(mmcv.imread(path, channel_order='rgb'), sample, inferencer.classes,
+                                                   draw_gt=False)
+                yield dict(found, pred_scores=found['pred_scores'].tolist()), None, picture
+
+    return inferencer, predict
+
+
+BUILDERS = dict(mmdet=build_detector, mmseg=build_segmentor, mmpretrain=build_classifier)
+
+
+def write(out_dir: Path, name: str, prediction: Prediction) -> None:
+    found, labels, picture = prediction
+    ending = '' if Path(name).suffix.lower() in ('.jpg', '.jpeg', '.png') else '.png'
+    mmcv.imwrite(np.ascontiguousarray(picture[..., ::-1]), str(out_dir / 'pictures' / (name + ending)))
+    path = out_dir / 'predictions' / (name + '.json')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if labels is not None:
+        mmcv.imwrite(labels.astype(np.uint8), str(path.with_suffix('.png')))
+    path.write_text(json.dumps(found))
+
+
+def main() -> None:
+    parser, args = parse_args()
+    cfg = load_config(parser, args)
+    if args.batch_size < 1:
+        parser.error(f'--batch-size must be at least 1, got {args.batch_size}')
+    if cfg.get('default_scope') not in BUILDERS:
+        parser.error(f'default_scope of {args.config} is {cfg.get("default_scope")!r}; allowed are {list(BUILDERS)}')
+    if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
+        parser.error(f'checkpoint {args.checkpoint!r} does not exist')
+    device = args.device or get_device()
+    if cfg.get('visualizer'):
+        cfg.visualizer.vis_backends = None  # pictures are written here
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        parser.error(f'--device {device}: torch sees no GPU')
+    try:
+        images = find_images(args.images, args.out_dir)
+        content = None if args.trust_checkpoint else read_trusted(args.checkpoint)
+        inferencer, predict = BUILDERS[cfg.default_scope](cfg, args.checkpoint, device, args.score_thr)
+        if content is not None:
+            require_fit(inferencer, content, args.checkpoint, least=1)
+        if args.deploy:
+            merge_model(inferencer.model)
+    except (TypeError, ValueError) as error:
+        parser.exit(1, f'nothing was started: {error}\n')
+
+    broken: List[str] = []
+    columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns) as progress:
+        task = progress.add_task('images', total=len(images))
+        names = list(images)
+        for start in range(0, len(names), args.batch_size):
+            batch = names[start:start + args.batch_size]
+            findings = {name: check_image(images[name]) for name in batch}
+            broken += [str(finding) for found in findings.values() for finding in found]
+            whole = [name for name in batch if not findings[name]]
+            if whole:
+                for name, prediction in zip(whole, predict([images[name] for name in whole])):
+                    write(args.out_dir, name, prediction)
+            progress.advance(task, len(batch))
+    print(f'{len(images) - len(broken)} images: pictures in {args.out_dir / "pictures"}, predictions in '
+          f'{args.out_dir / "predictions"}')
+    if broken:
+        print(f'{len(broken)} images could not be read:\n' + '\n'.join(broken), file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()
