@@ -14,5 +14,8 @@ if not is_starting_doctor():
 
     from . import engine, models
     from .models import PartialNet
+    from .zoo import config_path, list_configs, register_with_mmpretrain
 
-__all__ = ['PartialNet', '__version__', 'engine', 'models']
+    register_with_mmpretrain()
+
+__all__ = ['PartialNet', '__version__', 'config_path', 'engine', 'list_configs', 'models']
