@@ -9,10 +9,13 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from .hashed_name import check_hashed_name
 from .safe_load import read_checkpoint
 
 #: Least part of the backbone's tensors that a checkpoint must bring.
 MIN_LOADED = 0.9
+#: Name of the stem's weight in a checkpoint of the paper's official code.
+OFFICIAL_STEM = 'patch_embed.proj.weight'
 
 
 def pretrained_cfg(init_cfg: Union[dict, List[dict], None]) -> Optional[dict]:
@@ -58,7 +61,8 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: Optional[str] = 
 
     Raises:
         FileNotFoundError: If the file is not there.
-        ValueError: If it cannot be read, brings less than 90 % of the
+        ValueError: If it cannot be read, has another hash than its name says
+            (:func:`check_hashed_name`), brings less than 90 % of the
             backbone's tensors, or has more than a tenth beyond them; norms of
             returned maps do not count.
     """
@@ -69,42 +73,71 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: Optional[str] = 
             'weights with --cfg-options model.backbone.init_cfg=None')
     # What an address holds is fetched to a file first: it is read as data, too.
     with get_local_path(checkpoint) as path:
+        check_hashed_name(path, checkpoint)
         content = read_checkpoint(path)
-    tensors = content.get('state_dict', content.get('model', content))
-    if not isinstance(tensors, dict):
-        raise ValueError(f'checkpoint {checkpoint!r} holds a {type(tensors).__name__} in the place of its state dict; '
-                         "allowed are tensors by name under 'state_dict', under 'model', or as the whole file")
+    try:
+        tensors = find_state_dict(content)
+    except ValueError as error:
+        raise ValueError(f'checkpoint {checkpoint!r} {error}') from error
     prefix = prefix or ''
-    given = {name[len(prefix):]: value for name, value in tensors.items()
-             if name.startswith(prefix) and isinstance(value, Tensor)}
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    given = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
     own = module.state_dict()
     report = dict(
         loaded=[name for name in own if name in given and given[name].shape == own[name].shape],
         missing=[name for name in own if name not in given],
         unexpected=[name for name in given if name not in own],
         mismatched=[name for name in own if name in given and given[name].shape != own[name].shape])
-    summary = (f'{len(report["loaded"])} of {len(own)} tensors of {type(module).__name__} loaded from '
-               f'{checkpoint!r} (prefix {prefix!r})')
-    for kind in ('missing', 'mismatched', 'unexpected'):
-        if report[kind]:
-            summary += f'\n  {kind} ({len(report[kind])}): {_shorten(report[kind])}'
     # A returned map's norm exists in dense prediction only, so neither side need have it.
     needed, loaded = _without_output_norms(own), _without_output_norms(report['loaded'])
-    foreign = _without_output_norms(report['unexpected'])
+    missing, foreign = _without_output_norms(report['missing']), _without_output_norms(report['unexpected'])
+    summary = (f'{len(report["loaded"])} of {len(own)} tensors of {type(module).__name__} loaded from '
+               f'{checkpoint!r} (prefix {prefix!r})')
+    for kind, names in (
+            ('missing', missing), ('mismatched', report['mismatched']), ('unexpected', report['unexpected']),
+            ('norms of returned maps, which a classifier does not have; they start afresh',
+             [name for name in report['missing'] if name not in missing]),
+            ('in the file, but not under the prefix', [name for name in tensors if not name.startswith(prefix)])):
+        if names:
+            summary += f'\n  {kind} ({len(names)}): {shorten(names)}'
     if len(loaded) < MIN_LOADED * len(needed) or len(foreign) > len(needed) - MIN_LOADED * len(needed):
+        if any(name.endswith(OFFICIAL_STEM) for name in tensors):
+            raise ValueError(f'checkpoint {checkpoint!r} is in the layout of the official code: turn it into this '
+                             "project's with tools/model_converters/official_to_mm.py")
         raise ValueError(f'only {summary}\nat least {MIN_LOADED:.0%} must match on either side: the checkpoint belongs '
                          'to another network or arch, is merged where deploy=False or the reverse, or needs another '
-                         f'prefix. Its tensors begin with {_shorten(list(tensors), 3)}')
+                         f'prefix. Its tensors begin with {shorten(list(tensors), 3)}')
     module.load_state_dict({name: given[name] for name in report['loaded']}, strict=False)
     level = logging.INFO if len(loaded) == len(needed) and not foreign else logging.WARNING
     MMLogger.get_current_instance().log(level, summary)
     return report
 
 
+def find_state_dict(content: dict) -> Dict[str, object]:
+    """The tensors by name that a checkpoint holds.
+
+    Args:
+        content (dict): What was read: tensors under 'state_dict', under
+            'model', or as the whole dict.
+
+    Returns:
+        dict[str, object]: Names and values, which are not looked at.
+
+    Raises:
+        ValueError: If there is something else.
+    """
+    tensors = content.get('state_dict', content.get('model', content))
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+        raise ValueError(f'holds a {type(tensors).__name__} in the place of its state dict; allowed are tensors by '
+                         "name under 'state_dict', under 'model', or as the whole file")
+    return tensors
+
+
 def _without_output_norms(names: Iterable[str]) -> List[str]:
     return [name for name in names if not re.match(r'norm\d\.', name)]
 
 
-def _shorten(names: List[str], most: int = 12) -> str:
+def shorten(names: List[str], most: int = 12) -> str:
+    """The first names of a list, and how many more there are."""
     more = f', ... {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + more

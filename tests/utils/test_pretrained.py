@@ -1,5 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 import functools
+import hashlib
 import http.server
 import logging
 import os
@@ -76,9 +77,9 @@ def test_every_tensor_arrives(key, prefix, trained, tiny_arch, tmp_path, log):
     unexpected = [] if prefix else ['head.fc.weight']
     assert report == dict(loaded=list(trained.state_dict()), missing=[], unexpected=unexpected, mismatched=[])
     summary = f'{total} of {total} tensors of PartialNet loaded from {path!r} (prefix {prefix!r})'
-    # what is left out is a warning
-    assert log == [(logging.INFO, summary) if prefix else
-                   (logging.WARNING, f'{summary}\n  unexpected (1): head.fc.weight')]
+    # what is left out of the backbone is a warning, the head is none
+    left_out = 'in the file, but not under the prefix' if prefix else 'unexpected'
+    assert log == [(logging.INFO if prefix else logging.WARNING, f'{summary}\n  {left_out} (1): head.fc.weight')]
 
 
 def test_no_prefix_is_the_same_as_an_empty_one(trained, tiny_arch, tmp_path):
@@ -161,6 +162,35 @@ def test_another_arch_is_refused(trained, tmp_path):
         load_pretrained(PartialNet('t0'), path, 'backbone.')
 
 
+def test_a_checkpoint_in_the_official_layout_is_called_that(tiny_arch, tmp_path):
+    path = write({'patch_embed.proj.weight': torch.ones(16, 3, 4, 4)}, tmp_path / 'c.pth', prefix='model.')
+    with pytest.raises(ValueError, match=r'layout of the official code: .* tools/model_converters/official_to_mm\.py'):
+        load_pretrained(PartialNet(tiny_arch), path, 'backbone.')
+
+
+@pytest.mark.parametrize('change', ['none', 'rename', 'flip', 'date'])
+def test_a_hash_in_the_name_is_checked(change, trained, tiny_arch, tmp_path):
+    path = tmp_path / 'c.pth'
+    for seed in range(99):  # until the hash has a letter, as 98 of 100 have
+        write(trained.state_dict(), path, seed=seed)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        if not digest.isdigit():
+            break
+    if change == 'flip':  # torch.load would not notice: it does not look at the checksums
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    named = path.rename(tmp_path / f'net-{dict(rename="0123abcd", date="20240131").get(change, digest)}.pth')
+    model = PartialNet(tiny_arch)
+    if change in ('none', 'date'):
+        assert load_pretrained(model, str(named), 'backbone.')['missing'] == []
+        return
+    found = hashlib.sha256(named.read_bytes()).hexdigest()[:8]
+    with pytest.raises(ValueError, match=f"'{named.name}' is damaged .* SHA-256 begins with {found}, not with "
+                                         f'{named.stem[-8:]}'):
+        load_pretrained(model, str(named), 'backbone.')
+
+
 def test_missing_file(tiny_arch, tmp_path):
     path = str(tmp_path / 'missing.pth')
     with pytest.raises(FileNotFoundError) as error:
@@ -239,12 +269,18 @@ def test_init_weights_loads_over_the_initialization(tmp_path, randomize_norms):
     assert (model.norm0.weight == 1).all()
 
 
-def test_norms_of_returned_maps_do_not_count(trained, tiny_arch, tmp_path):
+def test_norms_of_returned_maps_do_not_count(trained, tiny_arch, tmp_path, log):
     """Of a small arch they are more than a tenth, and a classifier has none."""
     model = PartialNet(tiny_arch, out_indices=(0, 1, 2, 3))
     report = load_pretrained(model, write(trained.state_dict(), tmp_path / 'c.pth'), 'backbone.')
     assert len(report['missing']) > 0.1 * len(model.state_dict())
     assert {name.split('.')[0] for name in report['missing']} == {'norm0', 'norm1', 'norm2', 'norm3'}
+    (level, text), = log
+    total = len(model.state_dict())
+    assert text.startswith(f'{total - 20} of {total} tensors of PartialNet loaded from ')
+    assert level == logging.INFO and text.endswith(
+        '\n  norms of returned maps, which a classifier does not have; they start afresh (20): '
+        + ', '.join(report['missing'][:12]) + ', ... 8 more')
 
 
 def test_init_weights_of_a_frozen_backbone_loads_too(trained, tiny_arch, tmp_path):

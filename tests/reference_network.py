@@ -6,7 +6,7 @@ with the package.
 """
 import math
 import re
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -47,19 +47,25 @@ def gaussian_gate(weight: Tensor, x: Tensor) -> Tensor:
     return F.conv2d(statistics.unsqueeze(2), weight)
 
 
+def partial_convolution(state: StateDict, name: str, x: Tensor) -> Tuple[Tensor, Tensor]:
+    """The convolved part, and the other one as it is."""
+    weight = state[f'{name}.partial_conv3.weight']
+    return F.conv2d(x[:, :len(weight)], weight, padding=1), x[:, len(weight):]
+
+
 def channel_attention(state: StateDict, name: str, x: Tensor) -> Tensor:
-    """PAT_ch."""
-    width = x.shape[1] // 4
-    conv_part, attended = x[:, :width], x[:, width:]
+    """PAT_ch; partial convolution alone where the state dict has no gate."""
+    conv_part, attended = partial_convolution(state, name, x)
+    if f'{name}.attn.cfc1.weight' not in state:
+        return torch.cat((conv_part, attended), dim=1)
     gate = batch_norm(state, f'{name}.attn.bn', gaussian_gate(state[f'{name}.attn.cfc1.weight'], attended))
     attended = batch_norm(state, f'{name}.norm', attended * hard_sigmoid(gate))
-    return torch.cat((F.conv2d(conv_part, state[f'{name}.partial_conv3.weight'], padding=1), attended), dim=1)
+    return torch.cat((conv_part, attended), dim=1)
 
 
 def self_attention(state: StateDict, name: str, x: Tensor) -> Tensor:
     """PAT_sf: softmax written out, one head after the other."""
-    width = x.shape[1] // 4
-    conv_part, attended = x[:, :width], x[:, width:]
+    conv_part, attended = partial_convolution(state, name, x)
     batch, channels, height, columns = attended.shape
     tokens = attended.permute(0, 2, 3, 1).reshape(batch, -1, channels)
     tokens = F.layer_norm(tokens, (channels, ), state[f'{name}.norm.weight'], state[f'{name}.norm.bias'], eps=1e-6)
@@ -76,11 +82,13 @@ def self_attention(state: StateDict, name: str, x: Tensor) -> Tensor:
         outs.append(weights @ value[..., part])
     tokens = torch.cat(outs, -1) @ state[f'{name}.attn.proj.weight'].T + state[f'{name}.attn.proj.bias']
     attended = tokens.reshape(batch, height, columns, channels).permute(0, 3, 1, 2)
-    return torch.cat((F.conv2d(conv_part, state[f'{name}.partial_conv3.weight'], padding=1), attended), dim=1)
+    return torch.cat((conv_part, attended), dim=1)
 
 
 def spatial_attention(state: StateDict, name: str, x: Tensor) -> Tensor:
-    """PAT_sp."""
+    """PAT_sp; nothing where the state dict has none."""
+    if f'{name}.conv.weight' not in state:
+        return x
     attended, rest = x.chunk(2, dim=1)
     logit = (attended * state[f'{name}.conv_attn.weight']).sum(1, keepdim=True)
     attended = batch_norm(state, f'{name}.norm', attended * hard_sigmoid(logit))
@@ -100,7 +108,7 @@ def forward(state: StateDict, x: Tensor, depths: Sequence[int], activation: str)
     for stage, depth in enumerate(depths):
         for j in range(depth):
             block = f'stages.{2 * stage}.blocks.{j}'
-            if stage < 3:
+            if f'{block}.spatial_mixing.attn.qkv.weight' not in state:
                 x = x + mlp(state, f'{block}.mlp', channel_attention(state, f'{block}.spatial_mixing', x), activation)
             else:
                 x = x + self_attention(state, f'{block}.spatial_mixing', x)
@@ -117,8 +125,13 @@ def forward(state: StateDict, x: Tensor, depths: Sequence[int], activation: str)
     return outs
 
 
-def random_state(embed_dim: int, depths: Sequence[int], num_heads: int, detection: bool) -> StateDict:
-    """Random weights and statistics in the official layout of a classifier, or of a detector's backbone."""
+def random_state(embed_dim: int, depths: Sequence[int], num_heads: int, detection: bool,
+                 attentions: Sequence[str] = ('ch', 'ch', 'ch', 'sf'), with_spatial: bool = True,
+                 n_div: int = 4) -> StateDict:
+    """Random weights and statistics in the official layout of a classifier, or of a detector's backbone.
+
+    ``attentions`` of each stage is 'ch', 'sf' or 'none'; one part in ``n_div`` is convolved.
+    """
     state: StateDict = {}
 
     def weight(name: str, *shape: int) -> None:
@@ -137,17 +150,18 @@ def random_state(embed_dim: int, depths: Sequence[int], num_heads: int, detectio
     norm('patch_embed.norm', embed_dim)
     for stage, depth in enumerate(depths):
         width = embed_dim * 2**stage
-        convolved, half = width // 4, width // 2
+        convolved, half = width // n_div, width // 2
         attended = width - convolved
         for j in range(depth):
             block = f'stages.{2 * stage}.blocks.{j}'
             mixing = f'{block}.spatial_mixing'
             weight(f'{mixing}.partial_conv3', convolved, convolved, 3, 3)
-            norm(f'{mixing}.norm', attended, layer_norm=stage == 3)
-            if stage < 3:
+            if attentions[stage] != 'none':
+                norm(f'{mixing}.norm', attended, layer_norm=attentions[stage] == 'sf')
+            if attentions[stage] == 'ch':
                 weight(f'{mixing}.attn.cfc1', attended, attended, 1, 2)
                 norm(f'{mixing}.attn.bn', attended)
-            else:
+            elif attentions[stage] == 'sf':
                 weight(f'{mixing}.attn.qkv', 3 * attended, attended)
                 weight(f'{mixing}.attn.proj', attended, attended)
                 state[f'{mixing}.attn.proj.bias'] = torch.randn(attended)
@@ -155,10 +169,11 @@ def random_state(embed_dim: int, depths: Sequence[int], num_heads: int, detectio
             weight(f'{block}.mlp.0', 2 * width, width, 1, 1)
             norm(f'{block}.mlp.1', 2 * width)
             weight(f'{block}.mlp.3', width, 2 * width, 1, 1)
-            weight(f'{block}.mlp.4.conv_attn', 1, half, 1, 1)
-            norm(f'{block}.mlp.4.norm', half)
-            norm(f'{block}.mlp.4.norm2', half)
-            weight(f'{block}.mlp.4.conv', half, half, 1, 1)
+            if with_spatial:
+                weight(f'{block}.mlp.4.conv_attn', 1, half, 1, 1)
+                norm(f'{block}.mlp.4.norm', half)
+                norm(f'{block}.mlp.4.norm2', half)
+                weight(f'{block}.mlp.4.conv', half, half, 1, 1)
         if stage < 3:
             weight(f'stages.{2 * stage + 1}.reduction', 2 * width, width, 2, 2)
             norm(f'stages.{2 * stage + 1}.norm', 2 * width)
