@@ -34,6 +34,11 @@ def test_same_function_in_every_arch(arch, out_indices, randomize_norms):
     dict(act_cfg=dict(type='SiLU')), dict(norm_cfg=dict(type='BN', eps=1e-3)), dict(in_channels=1),
     dict(frozen_stages=2, norm_eval=True), dict(with_cp=True, drop_path_rate=0.5), dict(out_norm=False),
     dict(norm_cfg=dict(type='BN', affine=False)),
+    dict(token_mixers='full_ch', gate='srm'), dict(token_mixers='pat_ch', gate='se'),
+    dict(token_mixers=('conv', 'depthwise_conv', 'partial_conv', 'full_sf')), dict(spatial_attention='full'),
+    dict(spatial_attention='full', layer_scale_init_value=0.5),
+    dict(spatial_attention='none', layer_scale_init_value=0.5),
+    dict(token_mixers='partial_conv', spatial_attention='none'),
 ], ids=str)
 def test_same_function_with_every_option(options, tiny_arch, randomize_norms):
     model = randomize_norms(PartialNet(tiny_arch, out_indices=ALL, **options)).eval()

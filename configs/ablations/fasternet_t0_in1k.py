@@ -1,0 +1,9 @@
+# Table 13: FasterNet-T0 under PartialNet-T0's recipe: partial convolution as mixer, no attention.
+_base_ = '../pretrain/partialnet_t0_in1k.py'
+
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dim=40, depths=(1, 2, 8, 2), num_heads=1, act_cfg=dict(type='GELU')),
+        token_mixers='partial_conv',
+        spatial_attention='none'),
+    head=dict(in_channels=320))

@@ -1,0 +1,9 @@
+# Table 13: FasterNet-T1 under PartialNet-T1's recipe: partial convolution as mixer, no attention.
+_base_ = '../pretrain/partialnet_t1_in1k.py'
+
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dim=64, depths=(1, 2, 8, 2), num_heads=1, act_cfg=dict(type='GELU')),
+        token_mixers='partial_conv',
+        spatial_attention='none'),
+    head=dict(in_channels=512))
