@@ -14,7 +14,8 @@ SIZES = {
     'partialnet_t2_none': (9.41, 0.914), 'partialnet_t2_ch': (11.09, 0.917), 'partialnet_t2_ch_sp': (11.5, 0.92),
     'partialnet_t2_conv': (15.8, 2.12), 'partialnet_t2_srm': (12.2, 1.03), 'partialnet_t2_se': (12.3, 1.04),
     'partialnet_t2_depthwise': (15.8, 1.28), 'fasternet_t0': (3.9, 0.34), 'fasternet_t1': (7.6, 0.85),
-    'fasternet_t2': (15.0, 1.91), 'fasternet_s': (31.1, 4.56), 'fasternet_m': (53.5, 8.74), 'fasternet_l': (93.5, 15.52),
+    'fasternet_t2': (15.0, 1.91), 'fasternet_s': (31.1, 4.56), 'fasternet_m': (53.5, 8.74),
+    'fasternet_l': (93.5, 15.52),
 }
 
 
