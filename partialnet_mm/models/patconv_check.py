@@ -1,0 +1,73 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Finds a ``conv_cfg`` of type 'PATConv' that has changed nothing."""
+from typing import Any, Iterator, Tuple
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from .patconv2d import PATConv2d
+
+
+def require_patconv(model: nn.Module, cfg: Any) -> None:
+    """Raises if a part of a model was to have PATConv layers and has none.
+
+    Args:
+        model (nn.Module): The model; wrappers for parallel training may be
+            around it.
+        cfg (dict): The config that it was built from.
+
+    Raises:
+        ValueError: If a ``conv_cfg`` of type 'PATConv' has replaced no
+            convolution.
+    """
+    if is_model_wrapper(model):
+        model = model.module
+    for path in _places(cfg, ()):
+        part, name = model, 'model'
+        # What is built from model['backbone'] is model.backbone; of what a library calls otherwise, the whole is looked
+        # at.
+        for key in path[:-1]:
+            child = getattr(part, str(key), None)
+            if not isinstance(child, nn.Module):
+                break
+            part, name = child, f'{name}.{key}'
+        if not any(isinstance(layer, PATConv2d) for layer in part.modules()):
+            raise ValueError(
+                f"{'.'.join(map(str, ('model', *path)))} is of type 'PATConv' and has replaced no layer: {name} "
+                f'({type(part).__name__}) builds no convolution by it that keeps the width and is larger than 1x1. '
+                'Allowed are networks that build one; those with convolutions of their own take replace_convs(), '
+                "mmpretrain's ConvNeXt type='PATConvNeXt'")
+
+
+def _places(node: Any, path: Tuple[Any, ...]) -> Iterator[Tuple[Any, ...]]:
+    if isinstance(node, dict):
+        if str(node.get('type')).split('.')[-1] == 'PATConv':
+            yield path
+        for key, child in node.items():
+            yield from _places(child, (*path, key))
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from _places(child, (*path, index))
+
+
+@HOOKS.register_module()
+class PATConvCheckHook(Hook):
+    """Stops before training where a ``conv_cfg`` of type 'PATConv' has changed nothing.
+
+    ``tools/train.py`` and ``tools/test.py`` look themselves; this hook is for
+    other tools: ``custom_hooks = [dict(type='PATConvCheckHook')]``.
+    """
+
+    # Before checkpoints are looked for and read.
+    priority = 'VERY_HIGH'
+
+    def before_run(self, runner: Runner) -> None:
+        """Checks the runner's model.
+
+        Raises:
+            ValueError: See :func:`require_patconv`.
+        """
+        require_patconv(runner.model, runner.cfg.get('model'))
