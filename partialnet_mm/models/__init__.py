@@ -1,9 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 from .block import PartialNetBlock, PartialNetBlockV2
-from .dpconv import DPConv, build_dpconv
-from .dpconv_attention import DPConvChannelAttention
-from .dpconv_gates import SplitGates
-from .dpconv_objective import SearchObjective
 from .gate import GaussianGate, SEGate, SRMGate
 from .partial_conv import PartialConv
 from .partialnet import PartialNet
