@@ -1,5 +1,10 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 from .block import PartialNetBlock, PartialNetBlockV2
+from .dpconv import DPConv, build_dpconv
+from .dpconv_attention import DPConvChannelAttention
+from .dpconv_classifier import build_dpconv_classifier
+from .dpconv_gates import SplitGates
+from .dpconv_objective import SearchObjective
 from .gate import GaussianGate, SEGate, SRMGate
 from .partial_conv import PartialConv
 from .partialnet import PartialNet
@@ -10,8 +15,9 @@ from .patconv_convnext import build_patconvnext, replace_convs
 from .rel_pos import RelativePositionBias
 
 __all__ = [
-    'GaussianGate', 'PATConv2d', 'PATConvCheckHook', 'PartialChannelAttention', 'PartialConv', 'PartialNet',
-    'PartialNetBlock', 'PartialNetBlockV2', 'PartialSelfAttention', 'PartialSpatialAttention', 'RelativePositionBias',
-    'SEGate', 'SRMGate', 'build_patconv', 'build_patconvnext', 'merge_following_norms', 'replace_convs',
-    'require_patconv'
+    'DPConv', 'DPConvChannelAttention', 'GaussianGate', 'PATConv2d', 'PATConvCheckHook', 'PartialChannelAttention',
+    'PartialConv', 'PartialNet', 'PartialNetBlock', 'PartialNetBlockV2', 'PartialSelfAttention',
+    'PartialSpatialAttention', 'RelativePositionBias', 'SEGate', 'SRMGate', 'SearchObjective', 'SplitGates',
+    'build_dpconv', 'build_dpconv_classifier', 'build_patconv', 'build_patconvnext', 'merge_following_norms',
+    'replace_convs', 'require_patconv'
 ]

@@ -15,6 +15,7 @@ from ..utils.pretrained import load_pretrained, pretrained_cfg
 from .activation_checkpoint import checkpointed
 from .block import PartialNetBlock, PartialNetBlockV2
 from .downsample import Downsample
+from .dpconv_fix import searched_layers
 from .gate import GATES
 from .norm import normalize
 from .token_mixer import CHANNEL_ATTENTIONS, SELF_ATTENTIONS, build_token_mixer
@@ -39,8 +40,8 @@ class PartialNet(BaseModule):
             Defaults to 't0'.
         in_channels (int): Channels of the image. Defaults to 3.
         split_ratio (float | Sequence[float]): Part of the channels that is
-            convolved, in (0, 1]: one for all blocks, or one a block. Defaults
-            to 1/4.
+            convolved, in (0, 1]: one for all blocks, or one a block; what a
+            learned one starts at. Defaults to 1/4.
         out_indices (int | Sequence[int]): Stages whose maps are returned, 0-3
             or, from the end, -4 to -1. Defaults to (3, ).
         out_norm (bool, optional): Whether each returned map goes through a
@@ -65,7 +66,8 @@ class PartialNet(BaseModule):
         token_mixers (str | Sequence[str]): Token mixer of all stages or of
             each: 'pat_ch', 'pat_sf', or, for the paper's ablations, 'full_ch',
             'full_sf', 'partial_conv', 'conv', 'depthwise_conv' (Tables 3, 4, 6
-            and 13). Defaults to ('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf').
+            and 13), or, to learn the split ratios, 'dpconv', 'dpconv_ch' (Sec.
+            3.2). Defaults to ('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf').
         gate (str): Gate of the channel attention: 'gaussian', 'srm' or 'se'
             (Table 12). Defaults to 'gaussian'.
         spatial_attention (str): What follows each MLP: 'partial' for PAT_sp,
@@ -243,6 +245,17 @@ class PartialNet(BaseModule):
         super().init_weights()
         if self.pretrained is not None:
             load_pretrained(self, **self.pretrained)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        # A mixer that learns its ratio has tensors of all channels: of these, others would take what fits by chance.
+        own = searched_layers(self.state_dict())
+        foreign = [name for name in searched_layers(state_dict)
+                   if name.startswith(f'{prefix}stages.') and name[len(prefix):] not in own]
+        if foreign:
+            raise ValueError(f'the checkpoint is of a search for split ratios: {len(foreign)} layers have gates, and '
+                             f'fixed ratios here, first {foreign[0]!r}. tools/model_converters/dpconv_to_fixed.py '
+                             "takes the gates out; token_mixers='dpconv' or 'dpconv_ch' builds a network that has them")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Computes the maps of the stages in ``out_indices``.

@@ -2,6 +2,8 @@
 """The token mixers of a stage by name: the paper's three, and what its ablations put in their place."""
 from torch import nn
 
+from .dpconv import DPConv
+from .dpconv_attention import DPConvChannelAttention
 from .partial_conv import PartialConv
 from .patconv import PartialChannelAttention, PartialSelfAttention
 
@@ -13,8 +15,12 @@ TOKEN_MIXERS = dict(
     full_sf='partial convolution, then self-attention over all channels (Table 3)',
     partial_conv="partial convolution alone, FasterNet's mixer (Tables 4 and 13)",
     conv='3x3 convolution of all channels (Table 6)',
-    depthwise_conv='depthwise 3x3 convolution (Table 6)')
-#: Those with a gate.
+    depthwise_conv='depthwise 3x3 convolution (Table 6)',
+    dpconv='DPConv, partial convolution that learns its split ratio (Sec. 3.2)',
+    dpconv_ch='PAT_ch that learns its split ratio')
+#: Those whose split ratio is learned.
+SEARCHED = ('dpconv', 'dpconv_ch')
+#: Those whose gate can be chosen.
 CHANNEL_ATTENTIONS = ('pat_ch', 'full_ch')
 #: Those that have a residual of their own, in :class:`PartialNetBlockV2`.
 SELF_ATTENTIONS = ('pat_sf', 'full_sf')
@@ -36,7 +42,8 @@ def build_token_mixer(name: str,
         channels (int): Channels of the input and of the output.
         num_heads (int): Attention heads of the self-attentions.
         split_ratio (float): Part of the channels that is convolved, for all
-            but 'conv' and 'depthwise_conv'. Defaults to 1/4.
+            but 'conv' and 'depthwise_conv'; where it is learned, what it starts
+            at, 1 / 2^z. Defaults to 1/4.
         norm_cfg (dict): Norm of the channel attentions. Defaults to
             ``dict(type='BN')``.
         gate (str): Gate of the channel attentions. Defaults to 'gaussian'.
@@ -50,10 +57,15 @@ def build_token_mixer(name: str,
         nn.Module: From (B, C, H, W) to (B, C, H, W).
 
     Raises:
-        ValueError: If there is no such mixer or gate.
+        ValueError: If there is no such mixer or gate, or the mixer cannot
+            have the ratio.
     """
     if name not in TOKEN_MIXERS:
         raise ValueError(f'token_mixers must be among {sorted(TOKEN_MIXERS)}, got {name!r}')
+    if name == 'dpconv':
+        return DPConv(channels, channels, 3, padding=1, bias=False, split_ratio=split_ratio)
+    if name == 'dpconv_ch':
+        return DPConvChannelAttention(channels, split_ratio, norm_cfg)
     if name in CHANNEL_ATTENTIONS:
         return PartialChannelAttention(channels, split_ratio, norm_cfg, gate, name == 'full_ch', deploy)
     if name in SELF_ATTENTIONS:
