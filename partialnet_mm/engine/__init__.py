@@ -7,8 +7,10 @@ from .finite_hook import FiniteHook
 from .layer_decay import PartialNetLayerDecayConstructor
 from .preemption_hook import EXIT_PREEMPTED, PreemptionHook
 from .preflight_hook import PreflightHook
+from .ratio_hook import RatioHook
 
 __all__ = [
     'AtomicLocalBackend', 'CocoFormatRunner', 'CrashSafeCheckpointHook', 'EXIT_PREEMPTED', 'EpochDataHook',
-    'FiniteHook', 'PartialNetLayerDecayConstructor', 'PreemptionHook', 'PreflightHook', 'spread_data_settings'
+    'FiniteHook', 'PartialNetLayerDecayConstructor', 'PreemptionHook', 'PreflightHook', 'RatioHook',
+    'spread_data_settings'
 ]
