@@ -29,8 +29,8 @@ def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
     parser.add_argument('checkpoint', help='checkpoint file; with --trust-checkpoint also an address')
     parser.add_argument('images', nargs='+', help='image files, or folders, which are searched with all inside')
     parser.add_argument('--out-dir', required=True, type=Path,
-                        help='folder for pictures/<image> and predictions/<image>.json, of segmentors also <image>.png, '
-                        'the label of each pixel')
+                        help='folder for pictures/<image> and predictions/<image>.json; segmentors also write '
+                        'predictions/<image>.png, the label of each pixel')
     parser.add_argument('--batch-size', type=int, default=1, help='images at a time (default: 1)')
     parser.add_argument('--score-thr', type=float, default=0.3,
                         help='least score of a detection that is drawn; the JSON has all (default: 0.3)')
@@ -60,8 +60,8 @@ def find_images(inputs: Sequence[str], out_dir: Path) -> Dict[str, str]:
                 raise ValueError(f'no image in folder {str(given)!r}: looked for files that end in '
                                  f'{", ".join(EXTENSIONS)}')
             if given.resolve() in (out_dir.resolve(), *out_dir.resolve().parents):
-                raise ValueError(f'--out-dir {str(out_dir)!r} lies in the folder of images {str(given)!r}: the next run '
-                                 'would take its pictures for images')
+                raise ValueError(f'--out-dir {str(out_dir)!r} lies in the folder of images {str(given)!r}: the next '
+                                 'run would take its pictures for images')
         elif given.is_file():
             found = {given.name: str(given)}
         else:

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from partialnet_mm.models import PartialSelfAttention
+from partialnet_mm.models import PartialNet, PartialSelfAttention
 from partialnet_mm.models.gate import GaussianGate
-from partialnet_mm.utils.flops import count_multiply_adds
+from partialnet_mm.utils.flops import count_multiply_adds, multiply_adds_by_layer
 
 
 class Attention(nn.Module):
@@ -92,3 +92,55 @@ def test_modes_are_restored(training, fails):
 def test_prints_nothing(capsys):
     count_multiply_adds(nn.Linear(2, 2), (1, 2))
     assert capsys.readouterr() == ('', '')
+
+
+class Nested(nn.Module):
+    """A layer that is used twice, a function call of its own, and a container that is not called."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU())
+        self.inside = nn.ModuleDict(dict(conv=nn.Conv1d(4, 2, 1, bias=False)))
+        self.weight = nn.Parameter(torch.zeros(3, 4))
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.shared(self.shared(x))
+        self.inside['conv'](x.T)
+        return F.linear(x, self.weight)
+
+
+def test_layers_have_what_is_theirs():
+    module, x = Nested(), torch.zeros(5, 4)
+    counts = multiply_adds_by_layer(module, lambda: module(x))
+    assert counts == {'': 5 * 3 * 4, 'shared.0': 2 * 5 * 16, 'inside.conv': 5 * 4 * 2}
+    assert sum(counts.values()) == count_multiply_adds(module, (5, 4))
+
+
+def test_layers_outside_a_call_of_the_whole():
+    """Some of a detector's parts are called one by one; what is outside of all belongs to the whole."""
+    module, x = Nested(), torch.zeros(5, 4)
+    assert multiply_adds_by_layer(module, lambda: module.shared(x @ x.T @ x)) == {'': 2 * 5 * 5 * 4, 'shared.0': 80}
+
+
+def test_a_backbone_is_the_sum_of_its_layers(tiny_arch):
+    model = PartialNet(tiny_arch)
+    image = torch.zeros(1, 3, 64, 64)
+    counts = multiply_adds_by_layer(model, lambda: model(image))
+    assert sum(counts.values()) == count_multiply_adds(model, (1, 3, 64, 64))
+    assert counts['downsample_layers.0.conv'] == 16 * 16 * 16 * 3 * 16
+    gate = model.stages[0][0].token_mixer.gate
+    assert counts['stages.0.0.token_mixer.gate'] == gate.conv.weight.numel()
+    attention = 4 * 4 * 96 * 2
+    assert counts['stages.3.0.token_mixer'] == attention
+
+
+@pytest.mark.parametrize('fails', [True, False])
+def test_no_hooks_are_left(fails):
+    module = Switching()
+    module.fails = fails
+    try:
+        count_multiply_adds(module, (1, 4))
+    except RuntimeError:
+        assert fails
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())

@@ -67,7 +67,7 @@ def main() -> None:
             merge_model(model)
     except (TypeError, ValueError) as error:
         parser.exit(1, f'{args.config}: {error}\n')
-    image = torch.zeros(1, getattr(model.backbone, 'in_channels', 3), height, width)
+    image = torch.zeros(1, cfg.model.get('backbone', {}).get('in_channels', 3), height, width)
     if cfg.default_scope == 'mmdet':
         layers = multiply_adds_by_layer(model, lambda: forward_detector(model, image))
     else:

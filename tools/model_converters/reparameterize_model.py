@@ -75,9 +75,8 @@ def tensors_in(outputs: object) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def deviation(merged: nn.Module, model: nn.Module) -> float:
+def deviation(merged: nn.Module, model: nn.Module, channels: int) -> float:
     """Largest difference between the two models' maps of two random images, over the largest value of the map."""
-    channels = getattr(model.backbone, 'in_channels', 3)
     images = torch.randn(2, channels, 224, 224, generator=torch.Generator().manual_seed(0))
     pairs = zip(tensors_in(merged.eval().extract_feat(images)), tensors_in(model.eval().extract_feat(images)))
     return max(((out - want).abs().max() / want.abs().max()).item() for out, want in pairs)
@@ -109,7 +108,8 @@ def convert(cfg: Config, content: dict, checkpoint: str) -> 'tuple[dict, list[st
     merged = build_model(cfg)
     merged.load_state_dict(source.state_dict(), strict=True)
     meta = {key: value for key, value in content.get('meta', {}).items() if key in KEPT_META}
-    return dict(meta=dict(meta, cfg=cfg.pretty_text), state_dict=merged.state_dict()), parts, deviation(merged, model)
+    difference = deviation(merged, model, cfg.model.get('backbone', {}).get('in_channels', 3))
+    return dict(meta=dict(meta, cfg=cfg.pretty_text), state_dict=merged.state_dict()), parts, difference
 
 
 def main() -> None:
