@@ -8,9 +8,10 @@ from .layer_decay import PartialNetLayerDecayConstructor
 from .preemption_hook import EXIT_PREEMPTED, PreemptionHook
 from .preflight_hook import PreflightHook
 from .ratio_hook import RatioHook
+from .train_resolution_hook import TrainResolutionHook
 
 __all__ = [
     'AtomicLocalBackend', 'CocoFormatRunner', 'CrashSafeCheckpointHook', 'EXIT_PREEMPTED', 'EpochDataHook',
     'FiniteHook', 'PartialNetLayerDecayConstructor', 'PreemptionHook', 'PreflightHook', 'RatioHook',
-    'spread_data_settings'
+    'TrainResolutionHook', 'spread_data_settings'
 ]

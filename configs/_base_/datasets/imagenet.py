@@ -7,8 +7,12 @@ data_preprocessor = dict(
     std=[58.395, 57.12, 57.375],
     to_rgb=True)
 
+# The resolution of each training batch, the same on all GPUs. The official code's schedule in its place:
+# custom_hooks = [dict(type='TrainResolutionHook', schedule=[(0, 192), (280, 224)])]
+custom_hooks = [dict(type='TrainResolutionHook', sizes=[128, 160, 192, 224, 256, 288])]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
+    # The hook above sets the scale.
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs')
@@ -28,17 +32,22 @@ test_pipeline = [
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs')
 ]
-# 512 images on each of 8 GPUs: a batch of 4096.
+# 512 images on each of 8 GPUs: a batch of 4096. Workers hand over one tensor a batch: each image by itself would hold
+# an open file, and 8 workers then reach the limit.
 train_dataloader = dict(
     batch_size=512,
     num_workers=8,
     persistent_workers=True,
+    pin_memory=True,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(type=dataset_type, data_root=data_root, split='train', pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
     persistent_workers=True,
+    pin_memory=True,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(type=dataset_type, data_root=data_root, split='val', pipeline=test_pipeline))
 test_dataloader = val_dataloader
