@@ -166,7 +166,7 @@ class PartialNet(BaseModule):
 
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
         block_index = 0
         for i, (channels, depth) in enumerate(zip(self.channels, depths)):
             self.downsample_layers.append(
