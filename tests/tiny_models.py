@@ -19,6 +19,7 @@ CLASSES = dict(classifier=('blue', 'green', 'red'), detector=('disc', 'box', 'tr
 CONFIGS = dict(
     classifier=f"""
 _base_ = '{ROOT}/configs/pretrain/partialnet_t0_in1k.py'
+data_preprocessor = dict(num_classes=3)
 model = dict(
     backbone=dict(arch=dict(_delete_=True, **{{arch}})),
     head=dict(num_classes=3, in_channels=128, mid_channels=[24]))
@@ -42,14 +43,13 @@ model = dict(
         type='FPNHead', in_channels=[16] * 4, in_index=[0, 1, 2, 3], feature_strides=[4, 8, 16, 32], channels=16,
         num_classes=4, norm_cfg=dict(type='BN')),
     test_cfg=dict(mode='whole'))
-test_dataloader = dict(
-    dataset=dict(
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=(64, 64)),
-            dict(type='LoadAnnotations'),
-            dict(type='PackSegInputs')
-        ]))
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(64, 64)),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs')
+]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 visualizer = dict(type='SegLocalVisualizer', name='visualizer')
 """)
 
@@ -61,7 +61,8 @@ def write_config(kind: str, path: Path, arch: dict) -> Path:
     return path
 
 
-def write_checkpoint(kind: str, config: Path, path: Path, randomize_norms: Callable[[nn.Module], nn.Module]) -> nn.Module:
+def write_checkpoint(kind: str, config: Path, path: Path,
+                     randomize_norms: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """Saves a model of a config as a training does; returns it in evaluation mode.
 
     Its weights are torch's own first ones, under which, unlike mmengine's, the outputs depend on the image.

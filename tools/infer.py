@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import init_default_scope
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from runner_setup import KeyValues, load_config, read_trusted, require_fit
 
@@ -145,6 +146,7 @@ def main() -> None:
     if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
         parser.error(f'checkpoint {args.checkpoint!r} does not exist')
     device = args.device or get_device()
+    init_default_scope(cfg.default_scope)
     if cfg.get('visualizer'):
         cfg.visualizer.vis_backends = None  # pictures are written here
     if device.startswith('cuda') and not torch.cuda.is_available():
