@@ -1,0 +1,4 @@
+# MobileNetV2 with PATConv on CIFAR-10, otherwise as mobilenet_v2_cifar10.py (Table 5 of the paper, by learning).
+_base_ = './mobilenet_v2_cifar10.py'
+
+model = dict(backbone=dict(conv_cfg=dict(type='PATConv')))
