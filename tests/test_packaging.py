@@ -17,6 +17,7 @@ from libraries import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from partialnet_mm.compat import installed_version
 from partialnet_mm.zoo import CLASSIFIER_FOLDERS, UNPUBLISHED
 
 METAFILES = sorted((ROOT / 'configs').glob('*/metafile.yml'))
@@ -147,7 +148,7 @@ def mim(installed):
     """The mim command beside the installed wheel; from the package index, so skipped where there is none."""
     site = subprocess.run([str(installed), '-c', "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
                           capture_output=True, text=True, check=True).stdout.strip()
-    wanted = [*MIM, 'pip', f'setuptools=={metadata_version("setuptools")}']
+    wanted = [*MIM, 'pip', f'setuptools=={installed_version("setuptools")}']
     done = subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', site, *wanted],
                           capture_output=True, text=True)
     if done.returncode:
@@ -155,54 +156,47 @@ def mim(installed):
     return [installed, '-m', 'mim']
 
 
-def metadata_version(distribution):
-    from importlib import metadata
-    return metadata.version(distribution)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('package', ['partialnet-mm', 'partialnet_mm'])
 def test_mim_searches_the_installed_package(mim, tmp_path, package):
     done = run_outside([*mim, 'search', package, '--json', 'found.json'], tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / 'found.json').read_text())
-    named = [m['Name'] for path in METAFILES for m in yaml.safe_load(path.read_text())['Models']]
-    assert sorted(found) == sorted(named)
-    assert found['partialnet-l_in1k']['parameters'] == 104466304
-    assert found['partialnet-l_in1k']['weight'] == 'unpublished://partialnet-l_in1k'
+    fields = json.loads((tmp_path / 'found.json').read_text())
+    named = {m['Name']: m['Config'] for path in METAFILES for m in yaml.safe_load(path.read_text())['Models']}
+    assert fields['config'] == named
+    assert fields['parameters']['partialnet-l_in1k'] == 104466304
+    assert fields['weight']['partialnet-l_in1k'] == 'unpublished://partialnet-l_in1k'
     one = run_outside([*mim, 'search', package, '--config', 'partialnet-t0_in1k'], tmp_path)
     assert one.returncode == 0 and 'configs/pretrain/partialnet_t0_in1k.py' in one.stdout
 
 
 @pytest.mark.slow
 def test_mim_trains_from_the_installed_package_and_tests(mim, tmp_path):
-    """By the config's name alone with this package's tools, then a config on top of it with mmdet's own."""
+    """A config of the package with its tools, found by file name too; then one on top of it with mmdet's tools."""
     pytest.importorskip('mmdet')
-    tools = Path(sysconfig.get_paths(vars=dict(base=str(mim[0].parents[1])))['purelib']) / 'partialnet_mm/.mim/tools'
-    drawn = run_outside([mim[0], tools / 'dataset_tools' / 'make_shapes.py', '--train', '4', '--val', '2'], tmp_path)
+    code = "print(__import__('partialnet_mm').config_path('mask_rcnn/partialnet_t0_shapes'))"
+    where = run_outside([mim[0], '-c', code], tmp_path)
+    config = Path(where.stdout.strip())
+    make_shapes = config.parents[2] / 'tools' / 'dataset_tools' / 'make_shapes.py'
+    drawn = run_outside([mim[0], make_shapes, '--train', '4', '--val', '2'], tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     options = ['--cfg-options', 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=2']
-    trained = run_outside([*mim, 'train', 'partialnet_mm', 'partialnet_t0_shapes.py', '--gpus', '0', '--work-dir',
-                           'by_name', *options], tmp_path)
+    trained = run_outside([*mim, 'train', 'partialnet_mm', config, '--gpus', '0', '--work-dir', 'shipped', *options],
+                          tmp_path)
     assert trained.returncode == 0, trained.stderr
-    assert (tmp_path / 'by_name' / 'epoch_1.pth').is_file()
-    tested = run_outside([*mim, 'test', 'partialnet_mm', 'partialnet_t0_shapes.py', '--checkpoint',
-                          'by_name/epoch_1.pth', '--gpus', '0'], tmp_path)
+    assert (tmp_path / 'shipped' / 'epoch_1.pth').is_file()
+    tested = run_outside([*mim, 'test', 'partialnet_mm', config, '--checkpoint', 'shipped/epoch_1.pth', '--gpus', '0'],
+                         tmp_path)
     assert tested.returncode == 0, tested.stderr
+    found = run_outside([*mim, 'train', 'partialnet_mm', 'partialnet_t0_custom.py', '--gpus', '0', '--cfg-options',
+                         'data_root=nowhere'], tmp_path)
+    assert "data_root 'nowhere' is not a folder" in found.stderr
     (tmp_path / 'mine.py').write_text(
         "_base_ = __import__('partialnet_mm').config_path('mask_rcnn/partialnet_t0_shapes.py')\n")
-    mmdet = next(d for d in ('onedl-mmdetection', 'mmdet') if is_installed(d))
+    mmdet = next(d for d in ('onedl-mmdetection', 'mmdet') if installed_version(d))
     on_top = run_outside([*mim, 'train', mmdet, 'mine.py', '--gpus', '0', '--work-dir', 'on_top', *options], tmp_path)
     assert on_top.returncode == 0, on_top.stderr
     assert (tmp_path / 'on_top' / 'epoch_1.pth').is_file()
-
-
-def is_installed(distribution):
-    from importlib import metadata
-    try:
-        return bool(metadata.version(distribution))
-    except metadata.PackageNotFoundError:
-        return False
 
 
 def test_index_lists_every_metafile():
