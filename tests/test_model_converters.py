@@ -183,6 +183,31 @@ def test_a_published_checkpoint_holds_the_weights_alone_and_its_hash(options, pr
     assert list((tmp_path / 'sub').iterdir()) == [published]
 
 
+def test_a_published_view_leaves_the_rest_of_its_tensor(tmp_path, command):
+    source = save(dict(weight=torch.ones(100000)[:9], epoch=torch.tensor(1)), tmp_path / 'in.pth')
+    assert source.stat().st_size > 400000
+    assert command(PUBLISH, source, tmp_path / 'out.pth')[0] == 0
+    published, = tmp_path.glob('out-*')
+    assert published.stat().st_size < 4000
+
+
+@pytest.mark.parametrize('meta, expected', [
+    (dict(classes=('a', 'b'), palette=[(1, 2, 3)], label_map={np.int64(3): np.float64(0.5)}),
+     dict(classes=('a', 'b'), palette=[(1, 2, 3)], label_map={3: 0.5})),
+    (dict(palette=np.arange(3)), dict(palette=[0, 1, 2])),
+    (dict(kind=torch.nn.Linear), 'meta.dataset_meta.kind is a type: only text, numbers, and lists'),
+], ids=str)
+def test_what_a_published_checkpoint_says_of_its_data_is_plain(meta, expected, tmp_path, command):
+    source = save(dict(state_dict=dict(weight=torch.ones(1)), meta=dict(dataset_meta=meta)), tmp_path / 'in.pth')
+    status, _, err = command(PUBLISH, source, tmp_path / 'out.pth')
+    if isinstance(expected, str):
+        assert status == 1 and expected in err
+        return
+    published, = tmp_path.glob('out-*')
+    got = torch.load(published, weights_only=True)['meta']['dataset_meta']
+    assert got == expected and type(next(iter(got.values()))) in (tuple, list)
+
+
 def test_a_converted_checkpoint_is_published_and_arrives(tmp_path, command, log):
     state = reference_network.random_state(detection=False, **T0)
     source = save(dict(state_dict={f'model.{name}': value for name, value in state.items()}, epoch=299,
@@ -303,9 +328,8 @@ def test_a_disk_that_keeps_something_else_is_noticed(tmp_path, command, monkeypa
     assert (status, out) == (1, '') and 'does not hold what was written to it' in err
 
 
-@pytest.mark.parametrize('tool', [CONVERT, PUBLISH])
-def test_commands_as_a_shell_runs_them(tool, tmp_path):
-    done = subprocess.run([sys.executable, f'tools/model_converters/{tool}', str(tmp_path / 'no.pth'), 'out.pth'],
+def test_a_command_as_a_shell_runs_it(tmp_path):
+    done = subprocess.run([sys.executable, f'tools/model_converters/{CONVERT}', str(tmp_path / 'no.pth'), 'out.pth'],
                           capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (1, '')
-    assert re.fullmatch(rf"'{tmp_path}/no.pth' was not \w+: checkpoint '.*' does not exist\n", done.stderr)
+    assert re.fullmatch(rf"'{tmp_path}/no.pth' was not converted: checkpoint '.*' does not exist\n", done.stderr)

@@ -30,12 +30,21 @@ def pretrained_cfg(init_cfg: Union[dict, List[dict], None]) -> Optional[dict]:
 
     Raises:
         ValueError: If it is, and has no checkpoint or keys beyond
-            'checkpoint', 'prefix' and 'map_location'.
+            'checkpoint', 'prefix' and 'map_location', or is one of several.
+        TypeError: If it is neither a dict nor dicts, as what a command line
+            makes of a dict written out.
     """
-    if isinstance(init_cfg, (list, tuple)) and len(init_cfg) == 1:
-        init_cfg = init_cfg[0]
-    if not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained':
+    if init_cfg is None:
         return None
+    cfgs = list(init_cfg) if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    if not all(isinstance(cfg, dict) for cfg in cfgs):
+        raise TypeError(f'init_cfg must be a dict, a list of them, or None, got {init_cfg!r}. On a command line, write '
+                        'init_cfg.type=Pretrained init_cfg.checkpoint=FILE')
+    if not any(cfg.get('type') == 'Pretrained' for cfg in cfgs):
+        return None
+    if len(cfgs) > 1:  # mmengine would take whatever of the checkpoint fits
+        raise ValueError(f"init_cfg of type 'Pretrained' stands alone, got {init_cfg!r}")
+    init_cfg, = cfgs
     options = {key: value for key, value in init_cfg.items() if key != 'type'}
     if not options.get('checkpoint') or set(options) - {'checkpoint', 'prefix', 'map_location'}:
         raise ValueError("init_cfg of type 'Pretrained' takes checkpoint, which is needed, prefix and map_location; "

@@ -235,14 +235,14 @@ def test_searched_split_ratios(tiny_arch, randomize_norms):
                 model.state_dict())
 
 
-@pytest.mark.parametrize('width, n_div', [(22, 3), (26, 5), (44, 3), (52, 7)])
-def test_odd_split_ratios_build_the_same_sizes(width, n_div, tiny_arch):
-    arch = dict(tiny_arch, embed_dim=width, num_heads=1)
-    state = reference_network.random_state(width, arch['depths'], 1, True, ['none'] * 4, n_div=n_div)
-    converted = from_official(state)
-    cfg = dict(converted['meta']['backbone'], arch=arch)
+def test_split_ratios_that_rounding_would_change(tiny_arch):
+    """15 / 44 of 44 channels are 14, rounded down in floating point."""
+    arch = dict(tiny_arch, embed_dim=44)
+    model = PartialNet(arch, split_ratio=15.5 / 44, token_mixers='partial_conv')
+    assert model.stages[0][0].token_mixer.split_sizes == (15, 29) and int(44 * (15 / 44)) == 14
+    cfg = dict(to_official(model.state_dict())['meta']['backbone'], arch=arch)
     assert cfg.pop('type') == 'PartialNet'
-    nn.ModuleDict(dict(backbone=PartialNet(**cfg))).load_state_dict(converted['state_dict'], strict=True)
+    PartialNet(**cfg).load_state_dict(model.state_dict(), strict=True)
 
 
 @pytest.mark.parametrize('norms', [(1, 2, 3), (3, )])

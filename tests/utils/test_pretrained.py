@@ -45,7 +45,7 @@ def write(tensors, path, key='state_dict', prefix='backbone.', **others):
 @pytest.mark.parametrize('init_cfg, expected', [
     (None, None),
     (dict(type='Constant', layer='Conv2d', val=1), None),
-    ([dict(type='Constant', layer='Conv2d', val=1), dict(type='Pretrained', checkpoint='a')], None),
+    ([dict(type='Constant', layer='Conv2d', val=1), dict(type='Normal', layer='Linear')], None), ([], None),
     (dict(type='Pretrained', checkpoint='a.pth'), dict(checkpoint='a.pth')),
     ([dict(type='Pretrained', checkpoint='a.pth', prefix='backbone.')], dict(checkpoint='a.pth', prefix='backbone.')),
     (dict(type='Pretrained', checkpoint='a.pth', map_location='cuda'), dict(checkpoint='a.pth')),
@@ -63,6 +63,19 @@ def test_pretrained_cfg_refuses(init_cfg):
         pretrained_cfg(init_cfg)
     assert str(error.value) == ("init_cfg of type 'Pretrained' takes checkpoint, which is needed, prefix and "
                                 f'map_location; got {init_cfg!r}')
+
+
+def test_a_checkpoint_among_other_initializations_is_refused():
+    init_cfg = [dict(type='Constant', layer='Conv2d', val=1), dict(type='Pretrained', checkpoint='a')]
+    with pytest.raises(ValueError, match="of type 'Pretrained' stands alone"):
+        pretrained_cfg(init_cfg)
+
+
+@pytest.mark.parametrize('init_cfg', ['Pretrained', ["{'type':'Pretrained'", "'checkpoint':'a.pth'}"], 5], ids=str)
+def test_an_init_cfg_that_is_no_dict_is_refused(init_cfg, tiny_arch):
+    with pytest.raises(TypeError, match='init_cfg must be a dict.*init_cfg.checkpoint=FILE') as error:
+        PartialNet(tiny_arch, init_cfg=init_cfg)
+    assert repr(init_cfg) in str(error.value)
 
 
 @pytest.mark.parametrize('key', ['state_dict', 'model', None])
