@@ -14,8 +14,10 @@ if not is_starting_doctor():
 
     from . import engine, models
     from .models import PartialNet
+    from .swap_backbone import swap_backbone
     from .zoo import config_path, list_configs, register_with_mmpretrain
 
     register_with_mmpretrain()
 
-__all__ = ['PartialNet', '__version__', 'config_path', 'engine', 'list_configs', 'models']
+__all__ = ['PartialNet', '__version__', 'config_path', 'engine', 'list_configs', 'models',
+           'swap_backbone']

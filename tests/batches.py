@@ -22,7 +22,7 @@ def random_batch(cfg: Config, height: int = 64, width: int = 96, batch_size: int
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
         samples = [SegDataSample(
-            gt_sem_seg=PixelData(data=torch.from_numpy(rng.integers(0, 5, (1, height, width)))),
+            gt_sem_seg=PixelData(data=torch.from_numpy(rng.integers(0, 2, (1, height, width)))),
             metainfo=dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width)))
             for _ in range(batch_size)]
         return dict(inputs=list(images), data_samples=samples)

@@ -1,5 +1,5 @@
-# RetinaNet, PartialNet-S, 1x schedule on COCO. The paper trains Mask R-CNN only: batch and schedule are those of its Table 7.
-# Half of its learning rate, as mmdet halves it for this detector with ResNet-50.
+# RetinaNet, PartialNet-S, 1x schedule on COCO. The paper trains Mask R-CNN only: batch and schedule are those of its
+# Table 7, the learning rate is half of that, as mmdet halves it for this detector with ResNet-50.
 _base_ = [
     '../_base_/models/retinanet_partialnet_fpn.py',
     '../_base_/datasets/coco_detection.py',

@@ -1,0 +1,376 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""PartialNet in the place of the backbone of any mmdet, mmseg or mmpretrain config."""
+import copy
+import logging
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from .models import PartialNet
+from .utils.feature_maps import FeatureMap, measure_backbone
+
+STRIDES = (4, 8, 16, 32)
+# What PartialNet is pretrained with (configs/_base_/datasets/imagenet.py).
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+#: Necks that read maps and hand on nothing of the backbone.
+KNOWN_NECKS = ('FPN', 'PAFPN', 'NASFPN', 'FPG', 'FPN_CARAFE', 'FPN_DropBlock', 'NASFCOS_FPN', 'HRFPN', 'ChannelMapper',
+               'CSPNeXtPAFPN', 'YOLOXPAFPN', 'YOLOV3Neck', 'DilatedEncoder', 'CTResNetNeck', 'HRFuseScales',
+               'NonLinearNeck', 'MoCoV2Neck', 'DenseCLNeck', 'SwAVNeck')
+IMPOSSIBLE_NECKS = {
+    'SSDNeck': "its first outputs are the backbone's own maps, which the head's in_channels name",
+    'RFP': 'it runs a second backbone of the old kind',
+    'JPU': "it hands the backbone's own maps on to the heads",
+    'MLANeck': 'it rescales the equal maps of a plain vision transformer',
+    'MultiLevelNeck': 'it rescales the equal maps of a plain vision transformer',
+    'Feature2Pyramid': 'it rescales the equal maps of a plain vision transformer',
+}
+IMPOSSIBLE_HEADS = {
+    'DDRHead': 'it reads what DDRNet returns in training only',
+    'PIDHead': 'it reads what PIDNet returns in training only',
+}
+#: Constructors that know the layers of the backbones that they name, and raise for others.
+FOREIGN_LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
+
+
+def swap_backbone(cfg: Config,
+                  arch: Union[str, dict] = 's',
+                  checkpoint: Optional[str] = None,
+                  backbone: Optional[dict] = None) -> Config:
+    """Puts PartialNet in the place of a config's backbone.
+
+    The neck or the heads that read the backbone get PartialNet's channels; of
+    its stages, those are returned that have the strides of the old maps that
+    are read, and no others. Images are normalized as in PartialNet's
+    pretraining, pretrained weights of the old backbone and of the whole model
+    are dropped, and ``partialnet_mm`` is added to ``custom_imports``. Batch
+    norms are synchronized where the model has synchronized ones, and stay in
+    evaluation mode where the old ones did, if there is a checkpoint. The old
+    backbone's other options are dropped.
+
+    What the old maps are is not looked up but measured: the old backbone is
+    built once, with random weights, and run on a small image.
+
+    What cannot be set is said in the log, as a warning: a learning rate for
+    another optimizer, settings for parameters that are gone, strides that a
+    segmentor loses.
+
+    Args:
+        cfg (Config): A detector, segmentor or classifier of mmdet, mmseg or
+            mmpretrain. It stays as it is.
+        arch (str | dict): PartialNet's ``arch``. Defaults to 's'.
+        checkpoint (str, optional): Of the pretraining, a classifier of
+            configs/pretrain; None for random weights. Defaults to None.
+        backbone (dict, optional): Other arguments of :class:`PartialNet`, e.g.
+            ``dict(drop_path_rate=0.15)``; they override what is chosen here.
+            Defaults to None.
+
+    Returns:
+        Config: A new config, which ``Config.dump`` writes to a file that
+        tools/train.py takes.
+
+    Raises:
+        TypeError: If ``cfg`` is no Config, or ``backbone`` has an argument
+            that PartialNet has not.
+        ValueError: If the model has no backbone or one that cannot be built
+            here, or reads its maps in a way that PartialNet cannot serve:
+            R-CNN heads on a single map (C4, DC5), maps of other strides than
+            4, 8, 16, 32, several of one stride in a detector, SSD's neck and
+            others that hand on the backbone's own maps.
+
+    Example:
+        >>> from mmengine.config import Config
+        >>> from partialnet_mm import swap_backbone
+        >>> cfg = Config.fromfile('faster-rcnn_r50_fpn_1x_coco.py')
+        >>> cfg = swap_backbone(cfg, 's', checkpoint='partialnet_s_in1k.pth')
+        >>> cfg.dump('faster-rcnn_partialnet-s_fpn_1x_coco.py')
+    """
+    if not isinstance(cfg, Config):
+        raise TypeError(f'cfg must be an mmengine Config, got {type(cfg).__name__}; Config.fromfile(path) makes one')
+    cfg = copy.deepcopy(cfg)
+    model = _model_with_backbone(cfg)
+    _check_model(model)
+    scope = cfg.get('default_scope') or 'mmengine'
+    old = model.backbone
+    in_channels = (backbone or {}).get('in_channels', old.get('in_channels', 3))
+    measured = measure_backbone({k: v for k, v in old.items() if k != 'init_cfg'}, scope, in_channels)
+
+    classifies = 'head' in model or scope == 'mmpretrain'
+    readers = _find_readers(model, measured.maps, classifies)
+    read = sorted({i for reader in readers for i in reader.maps})
+    stages = _choose_stages(_type_of(old), measured.maps, read, classifies, 'decode_head' in model)
+    _check_sizes(readers, stages)
+    settings = dict(
+        type='PartialNet',
+        arch=arch,
+        out_indices=tuple(stages.values()),
+        # A map for dense prediction has a norm, also where it is the only one.
+        out_norm=not classifies,
+        norm_cfg=dict(type='SyncBN' if 'SyncBN' in str(model) else 'BN'))
+    if in_channels != 3:
+        settings['in_channels'] = in_channels
+    if checkpoint is not None:
+        settings['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
+        settings['norm_eval'] = bool(old.get('norm_eval', False))
+    settings.update(backbone or {})
+    with torch.random.fork_rng(devices=[]):
+        # Raises here, not at the start of a training, for what PartialNet does not take.
+        new = PartialNet(**{key: value for key, value in settings.items() if key != 'type'})
+    for reader in readers:
+        reader.write(new.channels, stages)
+    model.backbone = settings
+
+    _drop_weights(cfg, model)
+    _normalize_images(cfg, model)
+    _adapt_optimizer(cfg, measured.parameters, [name for name, _ in new.named_parameters()])
+    _add_import(cfg)
+    return cfg
+
+
+class _Reader(NamedTuple):
+    """A neck or head that reads maps of the backbone, by their places among the old ones."""
+
+    where: str
+    settings: dict
+    maps: Tuple[int, ...]
+    key: str = 'in_channels'
+
+    def write(self, channels: Sequence[int], stages: Dict[int, int]) -> None:
+        """Sets its channels, and which of the new maps it reads.
+
+        Args:
+            channels (Sequence[int]): Channels of PartialNet's four stages.
+            stages (dict[int, int]): Stage in the place of each old map that
+                is read, in the order in which they are returned.
+        """
+        def like(key: str, values: List[int]) -> Union[int, List[int]]:
+            return values if isinstance(self.settings[key], (list, tuple)) else values[0]
+
+        if self.settings.get('num_convs') == 0 and self.settings.get('channels') == self.settings[self.key]:
+            self.settings['channels'] = channels[stages[self.maps[0]]]  # FCNHead that hands its input on
+        self.settings[self.key] = like(self.key, [channels[stages[i]] for i in self.maps])
+        if self.key != 'in_channels':
+            return
+        places = list(stages)
+        if 'in_index' in self.settings:
+            self.settings['in_index'] = like('in_index', [places.index(i) for i in self.maps])
+        for key, value in (('start_level', 0), ('end_level', -1)):
+            if key in self.settings:
+                self.settings[key] = value
+        for key in ('strides', 'feature_strides'):  # of segmentors' heads
+            if isinstance(self.settings.get(key), (list, tuple)) and len(self.settings[key]) == len(self.maps):
+                self.settings[key] = [STRIDES[stages[i]] for i in self.maps]
+
+
+def _say(text: str, level: int = logging.WARNING) -> None:
+    print_log(f'swap_backbone: {text}', logger='current', level=level)
+
+
+def _type_of(settings: dict) -> str:
+    """The type without its library: 'mmdet.FPN', and the class of a config in pure Python, are 'FPN'."""
+    kind = settings.get('type')
+    return getattr(kind, '__name__', str(kind)).split('.')[-1]
+
+
+def _model_with_backbone(cfg: Config) -> dict:
+    """The model, or the detector that a tracker or a semi-supervised model wraps."""
+    model = cfg.get('model') or {}
+    while 'backbone' not in model and isinstance(model.get('detector'), dict):
+        model = model.detector
+    if not isinstance(model.get('backbone'), dict):
+        raise ValueError(f'cfg.model of type {_type_of(model)} has no backbone to replace; it has {sorted(model)}')
+    return model
+
+
+def _heads(model: dict) -> List[Tuple[str, dict]]:
+    return [part for name in model if name.endswith('head') for part in _parts(f'model.{name}', model[name])]
+
+
+def _check_model(model: dict) -> None:
+    """Raises for a model that cannot read PartialNet, whatever its old backbone is."""
+    necks = _parts('model.neck', model.get('neck'))
+    for parts, impossible in ((necks, IMPOSSIBLE_NECKS), (_heads(model), IMPOSSIBLE_HEADS)):
+        for where, part in parts:
+            if _type_of(part) in impossible:
+                raise ValueError(f'{where} of type {_type_of(part)} cannot read PartialNet: '
+                                 f'{impossible[_type_of(part)]}')
+    if not necks and 'roi_head' in model:
+        raise ValueError(f'model of type {_type_of(model)} has no neck: its R-CNN heads, and a shared_head if there is '
+                         'one, are made for one map of the old backbone (C4, DC5). Start from a config with FPN')
+
+
+def _find_readers(model: dict, maps: List[FeatureMap], classifies: bool) -> List[_Reader]:
+    """All parts that read the backbone: the neck, or without one the heads."""
+    for where, neck in _parts('model.neck', model.get('neck')):
+        if 'in_channels' in neck:
+            if _type_of(neck) not in KNOWN_NECKS:
+                _say(f'{where} of type {_type_of(neck)} is not known here; only its in_channels were set')
+            return [_reader_of_neck(where, neck, maps)]
+    if not model.get('neck') and classifies and maps[-1].stride == 0:
+        # The old backbone returned vectors; PartialNet returns a map.
+        model['neck'] = dict(type='GlobalAveragePooling')
+    readers = [reader for where, head in _heads(model) for reader in _readers_of_heads(where, head, maps)]
+    if not readers:
+        raise ValueError(f'model of type {_type_of(model)}: neither a neck nor a head has in_channels to be set')
+    return readers
+
+
+def _reader_of_neck(where: str, neck: dict, maps: List[FeatureMap]) -> _Reader:
+    wanted = neck['in_channels']
+    if not isinstance(wanted, (list, tuple)):
+        return _verified(_Reader(where, neck, (len(maps) - 1, )), maps)
+    every = tuple(range(len(maps)))
+    if _type_of(neck) == 'YOLOV3Neck':
+        every = every[::-1]  # it counts from the coarsest map
+    reader = _verified(_Reader(where, neck, every), maps)
+    end = neck.get('end_level', -1)
+    return reader._replace(maps=every[neck.get('start_level', 0):len(maps) if end == -1 else end + 1])
+
+
+def _readers_of_heads(where: str, head: dict, maps: List[FeatureMap]) -> Iterator[_Reader]:
+    if 'kernel_generate_head' in head:  # K-Net: only this one reads the backbone
+        where, head = f'{where}.kernel_generate_head', head['kernel_generate_head']
+    if 'in_channels' not in head:
+        return
+    several = isinstance(head['in_channels'], (list, tuple))
+    index = head.get('in_index', list(range(len(maps))) if several else -1)
+    indices = index if isinstance(index, (list, tuple)) else [index]
+    if _type_of(head) == 'EncHead' and not head.get('add_lateral'):  # it selects several maps, and reads the last
+        indices, head['in_index'], head['in_channels'] = indices[-1:], indices[-1:], head['in_channels'][-1:]
+    if not all(-len(maps) <= i < len(maps) for i in indices):
+        raise ValueError(f'{where}.in_index is {index!r}, and the backbone returns {len(maps)} maps')
+    yield _verified(_Reader(where, head, tuple(i % len(maps) for i in indices)), maps)
+    if head.get('c1_in_channels'):  # DeepLabV3+ reads the first map beside in_index
+        yield _verified(_Reader(where, head, (0, ), 'c1_in_channels'), maps)
+
+
+def _parts(where: str, settings: Any) -> List[Tuple[str, dict]]:
+    """The settings of a neck or head, or of each in a list, with its place in the config."""
+    if isinstance(settings, (list, tuple)):
+        return [(f'{where}[{i}]', part) for i, part in enumerate(settings) if isinstance(part, dict)]
+    return [(where, settings)] if isinstance(settings, dict) else []
+
+
+def _verified(reader: _Reader, maps: List[FeatureMap]) -> _Reader:
+    """Raises if a part does not have the channels of the maps that it is said to read."""
+    wanted = reader.settings[reader.key]
+    wanted = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
+    channels = [maps[i].channels for i in reader.maps]
+    if wanted != channels:
+        raise ValueError(f'{reader.where}.{reader.key} is {wanted}, and the maps of the backbone that it reads have '
+                         f'{channels} channels (all of them: {[m.channels for m in maps]}): how it reads them is not '
+                         'known here')
+    return reader
+
+
+def _choose_stages(kind: str, maps: List[FeatureMap], read: List[int], classifies: bool,
+                   segments: bool) -> Dict[int, int]:
+    """PartialNet's stage, from 0, in the place of each old map that is read.
+
+    It is the one with the same stride. Segmentors, whose heads do not count on
+    strides, get the last stages for the last map and for those of the same
+    stride before it, which dilated backbones and plain transformers have. A
+    classifier's only map is the last.
+    """
+    strides = [old.stride for old in maps]
+    given = (f'model.backbone of type {kind} returns maps of strides {strides}, of which '
+             f'{[strides[i] for i in read]} are read')
+    if classifies and read == [len(maps) - 1]:
+        if strides[-1] not in (0, 32):
+            _say(f'the last map had stride {strides[-1]} and has 32 now: larger images suit it better')
+        return {read[0]: 3}
+    stages: Dict[int, int] = {}
+    for i in read:
+        if strides[i] not in STRIDES:
+            raise ValueError(f'{given}; PartialNet has 4, 8, 16 and 32')
+        at_the_end = segments and set(strides[i:]) == {strides[-1]}
+        stages[i] = 4 - (len(maps) - i) if at_the_end else STRIDES.index(strides[i])
+    order = list(stages.values())
+    if order != sorted(set(order)) or order[0] < 0:
+        raise ValueError(f'{given}; PartialNet has one map of each stride, in the order 4, 8, 16, 32')
+    if order[-1] != 3:
+        raise ValueError(f"{given}; without that of stride 32, PartialNet's last stage would learn nothing")
+    changed = [(strides[i], STRIDES[stage]) for i, stage in stages.items() if strides[i] != STRIDES[stage]]
+    if changed:
+        _say('maps get other strides: ' + ', '.join(f'{old} becomes {new}' for old, new in changed)
+             + '. A head that joins maps of several strides (semantic FPN, UPerNet, SegFormer) suits PartialNet better '
+             'than one that was made for a dilated backbone')
+    return stages
+
+
+def _check_sizes(readers: List[_Reader], stages: Dict[int, int]) -> None:
+    """Raises for an OCRHead whose map is of another size than the prediction of the head before it."""
+    finest = {STRIDES[min(stages[i] for i in reader.maps)] for reader in readers
+              if reader.where.startswith('model.decode_head[')}
+    ocr = [reader.where for reader in readers if _type_of(reader.settings) == 'OCRHead']
+    if ocr and len(finest) > 1:
+        raise ValueError(f'{ocr[0]} of type OCRHead and the head before it need maps of one size, which a dilated '
+                         f'backbone returns; of PartialNet they would read those of strides {sorted(finest)}')
+
+
+def _drop_weights(cfg: Config, model: dict) -> None:
+    """Removes pretrained weights of what is no longer there."""
+    model.pop('pretrained', None)
+    if (model.get('init_cfg') or {}).get('type') == 'Pretrained':
+        _say(f'model.init_cfg, whole weights of the old model, was dropped: {model.init_cfg.checkpoint}')
+        del model['init_cfg']
+    if cfg.get('load_from'):
+        _say(f'load_from, whole weights of the old model, was dropped: {cfg.load_from}')
+        cfg.load_from = None
+
+
+def _normalize_images(cfg: Config, model: dict) -> None:
+    """Gives data preprocessors the mean, deviation and order of colours of PartialNet's pretraining."""
+    for owner in (cfg, cfg.model, model):
+        settings = owner.get('data_preprocessor') or {}
+        settings = settings.get('data_preprocessor', settings)  # of a semi-supervised model
+        if 'mean' not in settings and 'type' not in settings:
+            continue
+        if len(settings.get('mean') or MEAN) != len(MEAN):
+            _say(f'data_preprocessor.mean={settings.mean} was left: images have other channels than RGB')
+            continue
+        to_rgb = 'to_rgb' if 'to_rgb' in settings or cfg.get('default_scope') == 'mmpretrain' else 'bgr_to_rgb'
+        wanted = {'mean': MEAN, 'std': STD, to_rgb: True}
+        if any(settings.get(key) != value for key, value in wanted.items()):
+            _say(f"images are normalized as in PartialNet's pretraining: {wanted}", logging.INFO)
+            settings.pop('rgb_to_bgr', None)
+            settings.update(wanted)
+
+
+def _adapt_optimizer(cfg: Config, old_names: List[str], new_names: List[str]) -> None:
+    """Replaces what raises with PartialNet, and warns about what does not suit it."""
+    wrapper = cfg.get('optim_wrapper')
+    if not wrapper:
+        return
+    optimizer = wrapper.get('optimizer') or {}
+    if 'Adam' not in _type_of(optimizer):
+        _say(f'optim_wrapper.optimizer is {_type_of(optimizer)} with lr={optimizer.get("lr")}; PartialNet was trained '
+             'with AdamW: lr=2e-4 (S) or 1e-4 (M, L) and weight_decay=1e-4 for Mask R-CNN at batch 16')
+    paramwise = wrapper.get('paramwise_cfg') or {}
+    if wrapper.get('constructor') in FOREIGN_LAYER_DECAY:
+        wrapper.paramwise_cfg = dict(
+            decay_rate=paramwise.get('decay_rate'), norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.)
+        _say(f'optim_wrapper.constructor {wrapper.constructor} does not know PartialNet and was replaced by '
+             f'PartialNetLayerDecayConstructor with {wrapper.paramwise_cfg}; each block is a layer now')
+        wrapper.constructor = 'PartialNetLayerDecayConstructor'
+        return
+    gone = [key for key in paramwise.get('custom_keys') or {}
+            if _occurs(key, old_names) and not _occurs(key, new_names)]
+    if gone:
+        more = f' and {len(gone) - 5} more' if len(gone) > 5 else ''
+        _say(f'optim_wrapper.paramwise_cfg.custom_keys names parameters of the old backbone only: {gone[:5]}{more}')
+
+
+def _occurs(key: str, names: List[str]) -> bool:
+    return any(key in f'backbone.{name}' for name in names)
+
+
+def _add_import(cfg: Config) -> None:
+    """Adds this package to those that a config imports."""
+    imports = cfg.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    if 'partialnet_mm' not in names:
+        names.append('partialnet_mm')
+    cfg.custom_imports = dict(imports=names, allow_failed_imports=imports.get('allow_failed_imports', False))
