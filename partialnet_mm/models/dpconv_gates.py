@@ -78,7 +78,8 @@ class SplitGates(nn.Module):
     def binary(self) -> Tensor:
         """The gates g, (K,), of 0 and 1, with the straight-through gradient: that of t, and 0 where ``|t_k| > 1``."""
         t = self.t if self.searching else self.t.detach()
-        passing = t.clamp(-1, 1)
+        # Not by clamp(): versions of torch differ in its gradient at the ends.
+        passing = torch.where(t.abs() <= 1, t, t.detach())
         return (t > 0).to(t) + (passing - passing.detach())
 
     def masks(self) -> Tuple[Tensor, Tensor]:
