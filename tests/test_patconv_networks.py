@@ -13,7 +13,7 @@ from tool_scripts import run_main
 from torch import nn
 
 from partialnet_mm.models import PATConv2d, require_patconv
-from partialnet_mm.utils.build import build_model
+from partialnet_mm.utils import build
 
 CONFIGS = ROOT / 'configs' / 'patconv'
 # Network: widths of its spatial convolutions, their kernel, whether they are depthwise; the original's parameters.
@@ -32,6 +32,11 @@ RECIPES = {
 def load(name: str) -> Config:
     pytest.importorskip('mmdet' if name.startswith('mask_rcnn') else 'mmpretrain')
     return Config.fromfile(CONFIGS / f'{name}.py')
+
+
+def build_model(cfg: Config) -> nn.Module:
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):  # restores what it was
+        return build.build_model(cfg)
 
 
 def patconvs(model: nn.Module) -> 'list[PATConv2d]':

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from libraries import parameters_without_gradient
 from mmcv.cnn import ConvModule, build_conv_layer, fuse_conv_bn
 from mmengine.config import Config
-from mmengine.registry import HOOKS, MODELS
+from mmengine.registry import HOOKS, MODELS, DefaultScope
 from reference_network import gaussian_gate, hard_sigmoid
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -266,7 +266,8 @@ def build(scope, cfg):
     pytest.importorskip(scope)
     registry = __import__(f'{scope}.registry', fromlist=['MODELS']).MODELS
     __import__(f'{scope}.models')
-    return registry.build(copy.deepcopy(cfg))
+    with DefaultScope.overwrite_default_scope(scope):
+        return registry.build(copy.deepcopy(cfg))
 
 
 # Library, backbone, number of its spatial convolutions of equal width.
