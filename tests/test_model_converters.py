@@ -20,6 +20,7 @@ from PIL import Image
 
 CONVERT, PUBLISH = 'official_to_mm.py', 'publish_model.py'
 T0 = dict(embed_dim=32, depths=(1, 2, 6, 4), num_heads=4)
+PAGE = ROOT / 'docs/checkpoints.md'
 # Batch norm has five tensors; a returned map has a norm of its own.
 RETURNED_NORMS = 4 * 5
 
@@ -136,6 +137,7 @@ def test_a_pretraining_goes_into_detectors_and_segmentors(target, pretrained, tm
     assert ('ema_state_dict' in saved) == (len(moved) > 100) == bool(moved)
     model = detector(path) if target == 'Mask R-CNN' else segmentor(path, tmp_path)
     text = assert_arrived(model, weights, log, path)
+    assert text.split(' from ')[0] in PAGE.read_text()
     head = [name for name in weights if name.startswith('head.')]
     assert len(head) == 4
     assert text.endswith(f'in the file, but not under the prefix (4): {", ".join(head)}')
@@ -217,6 +219,7 @@ def test_a_converted_checkpoint_is_published_and_arrives(tmp_path, command, log)
     converted = torch.load(tmp_path / 'ours.pth', weights_only=True)
     weights = converted['state_dict']
     assert out == f"{tmp_path}/ours.pth: {len(weights)} tensors of PartialNet(arch='t0')\n"
+    assert f"ours.pth: {len(weights)} tensors of PartialNet(arch='t0')" in PAGE.read_text()
     assert_arrived(detector(tmp_path / 'ours.pth'), weights, log, tmp_path / 'ours.pth')
     assert command(PUBLISH, tmp_path / 'ours.pth', tmp_path / 'net.pth')[0] == 0
     published, = tmp_path.glob('net-*.pth')
