@@ -2,6 +2,7 @@
 """Two processes over gloo, through tools/dist_train.sh and dist_test.sh."""
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from libraries import ROOT
 from PIL import Image
+from tiny_models import write_config
 
 pytestmark = pytest.mark.two_processes
 
@@ -26,10 +28,14 @@ def image_folders(tmp_path_factory):
     return root
 
 
-def run_tool(*command: str) -> subprocess.CompletedProcess:
+def environment(**variables: str) -> 'dict[str, str]':
     env = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1')
     env.pop('PORT', None)
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT, env=env,
+    return {**env, **variables}
+
+
+def run_tool(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT, env=environment(),
                           timeout=300)
 
 
@@ -60,3 +66,23 @@ def test_pretraining_trains_and_tests_in_two_processes(image_folders, tmp_path):
                       '--cfg-options', *options)
     assert tested.returncode == 0, tested.stdout[-3000:] + tested.stderr[-3000:]
     assert re.search(r'accuracy/top1\s+\d', tested.stdout)
+
+
+def test_two_machines(image_folders, tmp_path, tiny_arch):
+    """The README's commands for several machines, each a group of processes of its own here, with one process each."""
+    config = write_config('classifier', tmp_path / 'config.py', tiny_arch)
+    options = classifier_options(image_folders)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    machines = [subprocess.Popen(
+        ['tools/dist_train.sh', str(config), '1', '--work-dir', str(tmp_path / f'machine{rank}'), '--cfg-options',
+         *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', PORT=port)) for rank in (0, 1)]
+    outputs = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
+    # 16 images in batches of 4 on two machines: 2 iterations. The first machine logs and saves.
+    logs = [re.sub(' +', ' ', output) for output in outputs]
+    assert 'Epoch(train) [1][2/2]' in logs[0] and 'Epoch(train)' not in logs[1]
+    assert (tmp_path / 'machine0' / 'epoch_1.pth').is_file()
+    assert not (tmp_path / 'machine1' / 'epoch_1.pth').exists()
