@@ -1,5 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Models found by name: in mmpretrain, and by path in mmdet and mmseg; nothing predicts without weights unasked."""
+import re
 import sys
 from pathlib import Path
 
@@ -120,6 +121,15 @@ def test_an_mmpretrain_that_does_not_import_is_a_warning(mmpretrain, monkeypatch
     assert 'mmpretrain does not import' in caplog.text
 
 
+def test_configs_that_the_page_names_are_there():
+    page = (ROOT / 'docs' / 'zoo.md').read_text()
+    # mim, too, takes a file's name only where one folder alone has it
+    named = re.findall(r"config_path\('([^']+)'\)|mim train partialnet_mm (\w+\.py)", page)
+    named = [path or file_name for path, file_name in named]
+    assert len(named) > 5
+    assert [name for name in named if not Path(config_path(name)).is_file()] == []
+
+
 @pytest.mark.parametrize('name', [
     'mask_rcnn/partialnet_m_1x.py', 'mask_rcnn/partialnet_m_1x', 'mask-rcnn_partialnet-m_fpn_1x_coco',
     'Mask-RCNN_PartialNet-M_FPN_1x_COCO', 'partialnet_m_1x.py', 'partialnet_m_1x'
@@ -206,6 +216,20 @@ def test_detecting_by_name_gives_the_same_by_either_way_and_merged(detector):
     merged = inferencer(IMAGE)['predictions'][0]
     assert merged['scores'] == pytest.approx(found['scores'], abs=1e-4)
     assert np.allclose(merged['bboxes'], found['bboxes'], atol=1e-2)
+
+
+def test_segmenting_by_name(tmp_path):
+    """With weights that say class 2 whatever they see."""
+    pytest.importorskip('mmseg')
+    from mmseg.apis import MMSegInferencer
+    path = config_path('semantic_fpn/partialnet_t0_shapes.py')
+    model = build_model(Config.fromfile(path))
+    torch.nn.init.constant_(model.decode_head.conv_seg.bias[2:3], 100.)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
+    inferencer = MMSegInferencer(path, weights=str(tmp_path / 'weights.pth'), device='cpu')
+    found = inferencer(IMAGE)['predictions']
+    assert found.shape == IMAGE.shape[:2]
+    assert (found == 2).all()
 
 
 def test_detectors_without_weights_warn(detector):
