@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import math
 import re
 
 import pytest
@@ -138,6 +139,10 @@ def test_cost_of_a_schedule(tmp_path, monkeypatch, capsys, tiny_arch):
     name, seconds, spread, ratio, memory = re.search(r'\| (\S+) \| ([\d.]+) \| (\S+) \| (\S+) \| (\S+) \|\n\n',
                                                      said).groups()
     assert name == f'{tmp_path.name}/config' and spread == f'{seconds}-{seconds}' and (ratio, memory) == ('1.00', '2.0')
+    # Nothing learned: RPN's two outcomes and the box head's four are equally likely.
+    losses = {name: float(value) for name, value in re.findall(r'(loss\w*) ([\d.]+)', said)}
+    assert losses['loss_rpn_cls'] == pytest.approx(math.log(2), abs=0.05)
+    assert losses['loss_cls'] == pytest.approx(math.log(4), rel=0.15)
     assert '117266 images / (4 devices x 2) = 14659 steps an epoch, x 12 epochs = 175908 steps' in said
     hours = float(re.search(r'175908 x [\d.]+ s / 3600 = ([\d.]+) h on 4 devices', said).group(1))
     assert hours == pytest.approx(175908 * float(seconds) / 3600, abs=175908 * 0.006 / 3600)

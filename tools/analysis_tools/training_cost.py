@@ -14,6 +14,7 @@ from typing import Callable
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from rich.console import Console
@@ -35,6 +36,7 @@ def training_step(config: str, args: argparse.Namespace) -> 'tuple[nn.Module, Ca
     cfg = Config.fromfile(config)
     if cfg.get('default_scope') != 'mmdet':
         raise ValueError(f'{config} is not a config of mmdet: its default_scope is {cfg.get("default_scope")!r}')
+    MMLogger.get_instance('training_cost', log_level='WARNING')  # how each weight was initialized is not asked for
     cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
     model = revert_sync_batchnorm(build_model(cfg))
@@ -102,7 +104,8 @@ def main() -> None:
     memory = [measure_memory(config, args) for config in
               track(args.configs, 'memory', console=Console(stderr=True))]
     steps = {name: training_step(config, args)[1] for name, config in zip(names, args.configs)}
-    times = time_in_turns(steps, args.rounds)
+    losses = {name: step() for name, step in steps.items()}  # it warms up, too
+    times = time_in_turns(steps, args.rounds, warmup=0)
     iterations = math.ceil(COCO_IMAGES / (args.gpus * args.batch_size))
     device = f'{args.threads} threads' if args.device == 'cpu' else torch.cuda.get_device_name()
     print(f'measured: {args.device}, {device}, torch {torch.__version__}, {args.batch_size} images of '
@@ -112,6 +115,9 @@ def main() -> None:
         ratio = ratio_in_turns(times, name, names[-1])['median']
         print(f'| {name} | {statistics.median(times[name]):.2f} | {min(times[name]):.2f}-{max(times[name]):.2f} | '
               f'{ratio:.2f} | {mebibytes / 1024:.1f} |')
+    print('\nlosses of the first step, weights random:')
+    for name, values in losses.items():
+        print(f'  {name}: ' + ', '.join(f'{key} {values[key].item():.2f}' for key in values if 'loss' in key))
     print(f'\narithmetic, not measured: {COCO_IMAGES} images / ({args.gpus} devices x {args.batch_size}) = '
           f'{iterations} steps an epoch, x {args.epochs} epochs = {iterations * args.epochs} steps; without reading '
           'data, gathering gradients and validation')
