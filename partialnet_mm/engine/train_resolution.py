@@ -1,5 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Which side the training images of a batch have: drawn at random, or by a schedule."""
+import bisect
 import random
 from typing import Any, List, Optional, Sequence, Tuple
 
@@ -23,6 +24,9 @@ class TrainResolution:
             which a side holds, counted from 0, and that side, instead of
             drawing. Defaults to None.
 
+    Attributes:
+        sizes (tuple[int]): All sides that batches may have.
+
     Raises:
         ValueError: If both are given, a side is not a multiple of 32, there is
             none, or the schedule does not start at 0 and rise.
@@ -34,11 +38,11 @@ class TrainResolution:
         if sizes is not None and schedule is not None:
             raise ValueError('sizes are drawn from and schedule draws nothing: only one of them may be given, got '
                              f'sizes={sizes!r} and schedule={schedule!r}')
-        self._begins = [0]
-        self._stages: List[Tuple[int, ...]] = [_check_sizes('sizes', PAPER_SIZES if sizes is None else sizes)]
+        self._begins: Optional[List[int]] = None
         if schedule is not None:
             self._begins = _check_begins(schedule)
-            self._stages = [_check_sizes('schedule', [size]) for _, size in schedule]
+            sizes = [size for _, size in schedule]
+        self.sizes = _check_sizes('sizes' if schedule is None else 'schedule', PAPER_SIZES if sizes is None else sizes)
 
     def size_at(self, seed: int, iteration: int, epoch: int) -> int:
         """The side of a batch.
@@ -51,14 +55,15 @@ class TrainResolution:
         Returns:
             int: In pixels.
         """
-        sizes = self._stages[sum(begin <= epoch for begin in self._begins) - 1]
+        if self._begins is not None:
+            return self.sizes[bisect.bisect(self._begins, epoch) - 1]
         # Python promises that random() keeps its numbers from version to version.
-        return sizes[int(random.Random(f'{seed}, {iteration}').random() * len(sizes))]
+        return self.sizes[int(random.Random(f'{seed}, {iteration}').random() * len(self.sizes))]
 
     def __repr__(self) -> str:
-        if self._begins == [0]:
-            return f'drawn from {list(self._stages[0])}'
-        return ', '.join(f'{size} from {begin} on' for begin, (size, ) in zip(self._begins, self._stages))
+        if self._begins is None:
+            return f'drawn from {list(self.sizes)}'
+        return ', '.join(f'{size} from {begin} on' for begin, size in zip(self._begins, self.sizes))
 
 
 def _check_sizes(name: str, sizes: Any) -> Tuple[int, ...]:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from libraries import ROOT
+from tool_scripts import run_main
 
 from partialnet_mm.engine import TrainResolutionHook
 from partialnet_mm.engine.epoch_data_hook import stop_workers
@@ -71,6 +73,12 @@ def test_the_official_schedule():
     official = TrainResolution(schedule=OFFICIAL)
     assert [official.size_at(0, 313 * epoch, epoch) for epoch in (0, 1, 279, 280, 281, 299)] == [
         192, 192, 192, 224, 224, 224]
+
+
+def test_all_sizes_and_how_the_log_calls_them():
+    assert TrainResolution(schedule=OFFICIAL).sizes == (192, 224)
+    assert repr(TrainResolution(schedule=OFFICIAL)) == '192 from 0 on, 224 from 280 on'
+    assert repr(TrainResolution([32, 64])) == 'drawn from [32, 64]'
 
 
 @pytest.mark.parametrize('arguments, message', [
@@ -308,3 +316,45 @@ def test_a_recipe_may_exchange_the_pipeline(tmp_path, images):
     runner.train()
     assert batches.sides == drawn(12)
     assert 'RandomFlip' in repr(runner.train_loop.dataloader.dataset.dataset.pipeline)
+
+
+# What it costs
+
+
+def test_the_cost_is_compared_in_turns(images, monkeypatch, capsys):
+    """A step and a pass through the pipeline run; as their times stand the sides in cs."""
+    order = []
+
+    def time_in_turns(functions, rounds, warmup):
+        for function in functions.values():
+            function()
+        order.append(list(functions))
+        return {(kind, size): [(size if kind == 'drawn' else 64) / 100] for kind, size in functions}
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('COLUMNS', '140')
+    status = run_main(
+        monkeypatch, 'tools/analysis_tools/resolution_cost.py', 'configs/pretrain/partialnet_t0_in1k.py', '--sizes', 32,
+        128, '--fixed', 64, '--batch', 2, '--rounds', 2, '--threads', torch.get_num_threads(), '--images', images,
+        time_in_turns=time_in_turns)
+    assert status == 0
+    assert order == [[('fixed', 32), ('drawn', 32), ('fixed', 128), ('drawn', 128)]] * 4
+    rows = [[cell.strip() for cell in line.split('│')[1:-1]] for line in capsys.readouterr().out.splitlines()
+            if line.startswith('│')]
+    assert rows == [
+        ['32', '0.25', *['6.2', '0.50 (0.50-0.50)'] * 2],
+        ['128', '4.00', *['1.6', '2.00 (2.00-2.00)'] * 2],
+        ['drawn', '2.12', *['2.5', '1.25 (1.25-1.25)'] * 2],
+        ['fixed 64', '1.00', *['3.1', '1'] * 2],
+    ]
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['no.py'], "config 'no.py' does not exist"),
+    (['configs/pretrain/partialnet_t0_in1k.py', '--sizes', '100'], 'multiples of 32, from 32 up, got 100'),
+    (['configs/pretrain/partialnet_t0_in1k.py', '--images', 'nowhere'], "--images 'nowhere' is not a folder"),
+])
+def test_wrong_usage_of_the_measurement(monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(ROOT)
+    assert run_main(monkeypatch, 'tools/analysis_tools/resolution_cost.py', *arguments) == 2
+    assert message in capsys.readouterr().err
