@@ -10,8 +10,14 @@ from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.registry import MODELS
 from torch import nn
 
-from partialnet_mm.models import (DPConv, DPConvChannelAttention, PartialChannelAttention, PartialConv, PartialNet,
-                                  SplitGates)
+from partialnet_mm.models import (
+    DPConv,
+    DPConvChannelAttention,
+    PartialChannelAttention,
+    PartialConv,
+    PartialNet,
+    SplitGates,
+)
 from partialnet_mm.models.dpconv_fix import block_ratios, fix_ratios
 from partialnet_mm.utils.flops import count_multiply_adds
 
