@@ -85,7 +85,8 @@ def register_with_mmpretrain() -> bool:
     already stays as it is.
 
     Returns:
-        bool: Whether mmpretrain is here and knows them.
+        bool: Whether mmpretrain is here and knows them. Without it, or without
+        this package's configs, nothing is done.
     """
     if importlib.util.find_spec('mmpretrain') is None:
         return False
@@ -95,7 +96,10 @@ def register_with_mmpretrain() -> bool:
         print_log(f'mmpretrain does not import, so it will not know PartialNet by name: {error}', logger='current',
                   level=logging.WARNING)
         return False
-    root = _find_root()
+    try:
+        root = _find_root()
+    except FileNotFoundError:  # the package alone, copied into another project
+        return False
     for folder in CLASSIFIER_FOLDERS:
         metafile = root / 'configs' / folder / 'metafile.yml'
         if not any(ModelHub.has(model['Name']) for model in load(metafile)['Models']):
@@ -125,7 +129,8 @@ def _find_root() -> Path:
     """Where ``configs`` and ``model-index.yml`` are: ``.mim`` of an installed package, else the checkout's root."""
     package = Path(__file__).resolve().parent
     for root in (package / '.mim', package.parent):
-        if (root / 'model-index.yml').is_file() and (root / 'configs').is_dir():
+        # The folder above may be any project's, with an index and configs of its own.
+        if all((root / 'configs' / folder / 'metafile.yml').is_file() for folder in CLASSIFIER_FOLDERS):
             return root
     raise FileNotFoundError(f"{str(package / '.mim')!r} has no configs: install the package anew (pip install "
                             '--force-reinstall --no-deps partialnet-mm, or pip install -e . in a checkout)')

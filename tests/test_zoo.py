@@ -161,15 +161,21 @@ def other_root(tmp_path, monkeypatch):
 
 
 def test_config_path_asks_which_of_several(other_root):
-    for folder in ('a', 'b', '_base_'):
+    for folder in ('a', 'b', '_base_', *zoo.CLASSIFIER_FOLDERS):
         (other_root / 'configs' / folder).mkdir(parents=True)
+    for folder in ('a', 'b', '_base_'):
         (other_root / 'configs' / folder / 'same.py').touch()
+    for folder in zoo.CLASSIFIER_FOLDERS:
+        (other_root / 'configs' / folder / 'metafile.yml').touch()
     (other_root / 'model-index.yml').write_text('Import: []\n')
     with pytest.raises(ValueError, match=r"in several folders; name one of \['a/same\.py', 'b/same\.py'\]"):
         config_path('same')
 
 
-def test_an_install_without_configs_says_so(other_root):
+def test_a_package_without_configs_imports_and_says_so_when_asked(other_root):
+    (other_root.parents[1] / 'configs').mkdir()  # those of another project
+    (other_root.parents[1] / 'model-index.yml').touch()
+    assert not zoo.register_with_mmpretrain()
     with pytest.raises(FileNotFoundError, match='has no configs: install the package anew'):
         config_path(NAME)
 
