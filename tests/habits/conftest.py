@@ -53,15 +53,21 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def write_config(tmp_path, blocks, shapes) -> Callable[..., Path]:
-    """Writes a config: a tiny Mask R-CNN, then blocks of the page as they are, then other lines."""
+    """Writes configs, each the base of the next: a tiny Mask R-CNN, then blocks of the page and more lines."""
     count = itertools.count()
+
+    def save(text: str) -> Path:
+        path = tmp_path / f'config_{next(count)}.py'
+        path.write_text(text)
+        return path
 
     def write(*names: str, more: str = '', data: Path = shapes) -> Path:
         config = ROOT / 'configs' / 'mask_rcnn' / 'partialnet_t0_shapes.py'
-        (tmp_path / 'tiny.py').write_text(BASE.format(config=str(config), arch=ARCH, data=str(data)))
-        path = tmp_path / f'config_{next(count)}.py'
-        path.write_text('\n'.join(["_base_ = './tiny.py'", *(blocks[name] for name in names), more]))
-        return path
+        text = BASE.format(config=str(config), arch=ARCH, data=str(data))
+        for name in names:
+            base = save(text)
+            text = f'_base_ = {base.name!r}\n{blocks[name]}'
+        return save(text + more)
 
     return write
 

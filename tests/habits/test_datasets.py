@@ -76,9 +76,10 @@ def outline_table(shapes, tmp_path):
 
 
 def test_a_data_set_class_of_the_users_own(blocks, write_config, outline_table, tmp_path):
-    """Through tools/train.py, with learning rates by layer and by batch."""
+    """Through tools/train.py, with learning rates by layer and by batch, and mixed precision where there is a GPU."""
     (tmp_path / 'my_dataset.py').write_text(blocks['my_dataset.py'])
-    path = write_config('custom_dataset.py', 'layer_decay.py', 'auto_scale_lr.py', more="log_level = 'INFO'")
+    path = write_config('custom_dataset.py', 'layer_decay.py', 'auto_scale_lr.py', 'amp.py',
+                        more="log_level = 'INFO'")
     command = [sys.executable, 'tools/train.py', str(path), '--work-dir', str(tmp_path / 'work'), '--auto-scale-lr',
                '--cfg-options', f"train_dataloader.dataset.ann_file={tmp_path / 'train.csv'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
@@ -90,7 +91,9 @@ def test_a_data_set_class_of_the_users_own(blocks, write_config, outline_table, 
     # 4 of 16 images, 7 layers
     found = sorted({group['lr'] for group in saved['optimizer']['param_groups']}, reverse=True)
     assert found == pytest.approx([1e-3 * 4 / 16 * 0.9**i for i in range(7)])
-    assert 'coco/segm_mAP' in done.stdout + done.stderr
+    log = done.stdout + done.stderr
+    assert 'coco/segm_mAP' in log
+    assert ('training in float32, not in the mixed precision' in log) != torch.cuda.is_available()
 
 
 def test_objects_of_the_users_own_format(blocks, build_runner, outline_table, tmp_path, monkeypatch):
