@@ -249,7 +249,7 @@ def test_metafile_tells_the_truth(folder, no_random_weights):
         if 'Parameters' in metadata and importlib.util.find_spec(cfg.default_scope):
             init_default_scope(cfg.default_scope)
             count = sum(p.numel() for p in MODELS.build(cfg.model).parameters())
-            assert metadata['Parameters'] == count, name
+            assert metadata['Parameters'] == count, f'{name}; a model that the two sets build differently names none'
         if folder in CLASSIFIER_FOLDERS:  # mmpretrain is told of these
             assert cfg.default_scope == 'mmpretrain', name
             assert 'partialnet' in name, f'{name}: mmpretrain would refuse its own models if one had this name'
