@@ -9,6 +9,8 @@ from mmengine.config import Config
 from tiny_models import CLASSES, LIBRARIES, write_checkpoint, write_config, write_model
 from tool_scripts import run_main
 
+from partialnet_mm.utils.deploy import merge_model
+
 TOOL = 'tools/model_converters/reparameterize_model.py'
 
 
@@ -141,21 +143,30 @@ def test_a_model_without_anything_to_merge(monkeypatch, capsys, tmp_path, random
     assert 'ImageClassifier cannot be merged: none of its modules has switch_to_deploy()' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('broken', ['other maps', 'not a number'])
-def test_outputs_that_differ_are_refused(broken, classifier, monkeypatch, capsys, tmp_path):
-    """As if merging were wrong: a weight changes between the two."""
-    from partialnet_mm.utils.deploy import merge_model
+@pytest.mark.parametrize('layer', ['downsample_layers.0.conv', 'stages.3.0.mlp.conv2'], ids=['first', 'last'])
+@pytest.mark.parametrize('factor', [1.01, float('nan')])
+def test_outputs_that_differ_are_refused(layer, factor, monkeypatch, capsys, tmp_path, tiny_arch, randomize_norms):
+    """As if merging were wrong: a weight changes between the two, before all maps or in the last one only."""
+    config, checkpoint = write_model('segmentor', tmp_path, tiny_arch, randomize_norms)
 
     def merge_wrongly(model):
         parts = merge_model(model)
         with torch.no_grad():
-            model.backbone.downsample_layers[0].conv.weight[0] *= 1.01 if broken == 'other maps' else float('nan')
+            model.backbone.get_submodule(layer).weight[0] *= factor
         return parts
 
-    config, checkpoint = classifier
     assert run_main(monkeypatch, TOOL, config, checkpoint, tmp_path / 'out.pth', merge_model=merge_wrongly) == 1
     assert 'the maps of the merged model differ by' in capsys.readouterr().err
     assert not (tmp_path / 'out.pth').exists()
+
+
+def test_weights_that_are_not_finite(classifier, monkeypatch, capsys, tmp_path):
+    config, checkpoint = classifier
+    content = torch.load(checkpoint)
+    content['state_dict']['head.layers.1.fc.bias'][0] = float('inf')
+    torch.save(content, checkpoint)
+    assert run_main(monkeypatch, TOOL, config, checkpoint, tmp_path / 'out.pth') == 1
+    assert 'head.layers.1.fc.bias is not finite' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('arguments, status, message', [

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from partialnet_mm.engine.atomic_backend import write_atomically
 from partialnet_mm.utils.build import build_model
 from partialnet_mm.utils.deploy import merge_model
+from partialnet_mm.utils.publish import strip_checkpoint
 from partialnet_mm.utils.safe_load import read_checkpoint
 
 TOLERANCE = 1e-5
-#: What of the training's notes goes along; random states and the like do not.
-KEPT_META = ('dataset_meta', 'epoch', 'iter', 'mmengine_version', 'experiment_name', 'seed', 'time')
 
 
 def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
@@ -79,7 +78,8 @@ def deviation(merged: nn.Module, model: nn.Module, channels: int) -> float:
     """Largest difference between the two models' maps of two random images, over the largest value of the map."""
     images = torch.randn(2, channels, 224, 224, generator=torch.Generator().manual_seed(0))
     pairs = zip(tensors_in(merged.eval().extract_feat(images)), tensors_in(model.eval().extract_feat(images)))
-    return max(((out - want).abs().max() / want.abs().max()).item() for out, want in pairs)
+    # Unlike Python's, torch's maximum is NaN where any is.
+    return torch.stack([(out - want).abs().max() / want.abs().max() for out, want in pairs]).max().item()
 
 
 def convert(cfg: Config, content: dict, checkpoint: str) -> 'tuple[dict, list[str], float]':
@@ -96,10 +96,12 @@ def convert(cfg: Config, content: dict, checkpoint: str) -> 'tuple[dict, list[st
 
     Raises:
         TypeError: If there is nothing that can be merged, or a norm cannot.
-        ValueError: If the checkpoint does not fit, or a norm has no statistics.
+        ValueError: If the checkpoint does not fit or is not finite, or a norm
+            has no statistics.
     """
+    stripped = strip_checkpoint(content)
     state = {name[len('module.'):] if name.startswith('module.') else name: value
-             for name, value in content.get('state_dict', content).items()}
+             for name, value in stripped['state_dict'].items()}
     model, source = build_model(cfg), build_model(cfg)
     load(model, state, checkpoint)
     load(source, state, checkpoint)
@@ -107,9 +109,9 @@ def convert(cfg: Config, content: dict, checkpoint: str) -> 'tuple[dict, list[st
     cfg = deploy_config(cfg, parts)
     merged = build_model(cfg)
     merged.load_state_dict(source.state_dict(), strict=True)
-    meta = {key: value for key, value in content.get('meta', {}).items() if key in KEPT_META}
     difference = deviation(merged, model, cfg.model.get('backbone', {}).get('in_channels', 3))
-    return dict(meta=dict(meta, cfg=cfg.pretty_text), state_dict=merged.state_dict()), parts, difference
+    meta = dict(stripped['meta'], cfg=cfg.pretty_text)
+    return dict(meta=meta, state_dict=merged.state_dict()), parts, difference
 
 
 def main() -> None:
