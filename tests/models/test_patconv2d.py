@@ -13,7 +13,7 @@ from reference_network import gaussian_gate, hard_sigmoid
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from partialnet_mm.models import PATConv2d, merge_following_norms, replace_convs, require_patconv
+from partialnet_mm.models import PATConv2d, SEGate, merge_following_norms, replace_convs, require_patconv
 from partialnet_mm.utils.deploy import merge_model
 
 PATCONV = dict(type='PATConv')
@@ -100,6 +100,7 @@ def test_gates_convolutions_and_the_merged_form(kind, conv, stride, randomize_no
     options = dict(kernel_size=3, stride=stride, padding=1, split_ratio=0.5, gate=kind, conv=conv)
     layer = randomize_norms(PATConv2d(16, 16, **options)).eval()
     assert layer.conv.weight.shape == ((8, 8, 3, 3) if conv == 'dense' else (8, 1, 3, 3))
+    nn.init.normal_(layer.conv.bias)
     x = torch.randn(3, 16, 9, 8)
     with torch.no_grad():
         expected = reference(layer, x, kind)
@@ -229,7 +230,8 @@ def test_registered_for_every_library(scope):
                                      dict(order=('norm', 'act', 'conv')), dict(groups=16, stride=2)], ids=str)
 def test_in_a_conv_module(options, randomize_norms):
     arguments = dict(in_channels=16, out_channels=16, kernel_size=3, padding=1, norm_cfg=dict(type='BN'), **options)
-    module = randomize_norms(ConvModule(conv_cfg=dict(type='PATConv', gate='se'), **arguments)).eval()
+    module = randomize_norms(ConvModule(conv_cfg=dict(type='PATConv', gate='se', split_ratio=0.5), **arguments)).eval()
+    assert isinstance(module.conv.gate, SEGate) and module.conv.split_sizes == (8, 8)
     plain = ConvModule(**arguments)
     names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'dilation', 'transposed', 'output_padding',
              'groups')
@@ -345,6 +347,10 @@ def test_frozen_stages_of_convnext():
     assert all(p.requires_grad for p in network.stages[1][0].depthwise_conv.parameters())
 
 
+class OtherConv2d(nn.Conv2d):
+    """Stands for one that computes something else, such as timm's with standardized weights."""
+
+
 def test_replace_convs_in_a_network_without_conv_cfg():
     timm = pytest.importorskip('timm')
     network = timm.create_model('convnext_atto').eval()
@@ -356,8 +362,9 @@ def test_replace_convs_in_a_network_without_conv_cfg():
     assert not any(module.training for module in network.modules())
     with pytest.raises(ValueError, match='Sequential has no convolution that PATConv could replace'):
         replace_convs(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)))
-    half = replace_convs(network := nn.Sequential(nn.Conv2d(8, 8, 3, dtype=torch.float64)))
-    assert half == ['0'] and network[0].conv.weight.dtype == torch.float64
+    network = nn.Sequential(nn.Conv2d(8, 8, 3, dtype=torch.float64), OtherConv2d(8, 8, 3))
+    assert replace_convs(network) == ['0']
+    assert network[0].conv.weight.dtype == torch.float64
 
 
 class Model(nn.Module):
