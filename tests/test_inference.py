@@ -176,6 +176,8 @@ def test_an_image_that_cannot_be_read_stops_nothing(classifier, monkeypatch, cap
     (dict(options=['--cfg-options', 'model.head.num_classes=7']), 1,
      'belongs to another network or other classes: .*head.layers.1.fc.weight'),
     (dict(options=['--cfg-options', 'model.backbone.deploy=True']), 1, 'belongs to another network'),
+    (dict(options=['--cfg-options', 'model.head.num_classes=7', 'runner_type=CocoFormatRunner']), 1,
+     'belongs to another network(.|\\n)*name the one that the training has left in its work folder'),
 ])
 def test_wrong_usage(changes, status, message, classifier, monkeypatch, capsys, tmp_path, images):
     (tmp_path / 'empty').mkdir()

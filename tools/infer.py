@@ -160,7 +160,10 @@ def main() -> None:
         if args.deploy:
             merge_model(inferencer.model)
     except (TypeError, ValueError) as error:
-        parser.exit(1, f'nothing was started: {error}\n')
+        hint = '' if cfg.get('runner_type') != 'CocoFormatRunner' else (
+            '\nThis config gets its classes from the training data: name the one that the training has left in its '
+            'work folder')
+        parser.exit(1, f'nothing was started: {error}{hint}\n')
 
     broken: List[str] = []
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
