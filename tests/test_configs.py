@@ -8,6 +8,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS, TRANSFORMS, DefaultScope, init_default_scope
 
+from partialnet_mm.models import PATConv2d
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p.relative_to(ROOT / 'configs').as_posix() for p in (ROOT / 'configs').glob('*/*.py')
                  if p.parent.name != '_base_')
@@ -28,13 +30,15 @@ TABLE_8 = {
 
 
 def load(name: str) -> Config:
-    pytest.importorskip('mmdet' if name.startswith('mask_rcnn') else 'mmpretrain')
-    return Config.fromfile(ROOT / 'configs' / name)
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    pytest.importorskip(cfg.default_scope)
+    return cfg
 
 
-def build_model(cfg: Config) -> torch.nn.Module:
+def build_model(cfg: Config, device: str = 'meta') -> torch.nn.Module:
     from mmengine.registry import MODELS
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+    # Without values: the largest networks are built in no time.
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
         init_default_scope(cfg.default_scope)
         return MODELS.build(cfg.model)
 
@@ -50,10 +54,23 @@ def test_config_is_self_contained_and_builds(name):
     assert cfg.custom_imports == dict(imports=['partialnet_mm'], allow_failed_imports=False)
     assert cfg.auto_scale_lr.enable is False
     assert cfg.default_scope in ('mmdet', 'mmpretrain', 'mmseg')
-    model = build_model(cfg)
-    assert type(model.backbone).__name__ == 'PartialNet'
-    if hasattr(model, 'with_rpn'):
-        assert list(model.neck.in_channels) == list(model.backbone.channels)
+    # Networks of other libraries look at values when they are built.
+    model = build_model(cfg, 'cpu' if name.startswith('patconv/') else 'meta')
+    if name.startswith('patconv/'):
+        assert any(isinstance(module, PATConv2d) for module in model.modules()) == ('_patconv' in name)
+        return
+    backbone = model.backbone
+    assert type(backbone).__name__ == 'PartialNet'
+    widths = [backbone.channels[i] for i in backbone.out_indices]
+    reader = getattr(model, 'neck', None)
+    if cfg.default_scope == 'mmpretrain':
+        assert model.head.in_channels == widths[-1]
+    elif hasattr(reader, 'convs'):  # ChannelMapper
+        assert [conv.conv.in_channels for conv in reader.convs] == widths
+    elif reader is not None:
+        assert list(reader.in_channels) == widths
+    else:
+        assert [widths[i] for i in model.decode_head.in_index] == list(model.decode_head.in_channels)
 
 
 @pytest.mark.parametrize('arch', TABLE_7)

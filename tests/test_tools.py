@@ -51,6 +51,13 @@ def test_several_machines_need_a_port():
     assert done.returncode == 2 and 'NNODES=2 needs PORT' in done.stderr
 
 
+def test_a_conv_cfg_that_replaces_nothing_is_an_error(tmp_path):
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--skip-preflight', '--work-dir', tmp_path, '--cfg-options',
+               'model.roi_head.bbox_head.conv_cfg.type=PATConv')
+    assert done.returncode == 1
+    assert ("model.roi_head.bbox_head.conv_cfg is of type 'PATConv' and has replaced no layer") in done.stderr
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_amp_without_gpu_is_an_error():
     done = run(sys.executable, 'tools/train.py', CONFIG, '--amp')

@@ -15,6 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from partialnet_mm.engine import spread_data_settings
+from partialnet_mm.models import require_patconv
 from partialnet_mm.preflight import check_config, errors_in, format_findings
 from partialnet_mm.utils.safe_load import read_checkpoint
 
@@ -115,7 +116,8 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
 
     Raises:
         ValueError: If ``load_from`` is not known to be data only, or belongs
-            to another network, and ``trust_checkpoint`` is not set.
+            to another network, and ``trust_checkpoint`` is not set; or if a
+            ``conv_cfg`` of type 'PATConv' has replaced no layer.
     """
     content = read_trusted(cfg.load_from) if cfg.get('load_from') and not trust_checkpoint else None
     if not torch.cuda.is_available():
@@ -135,6 +137,7 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
                      find_unused_parameters=cfg.get('find_unused_parameters', False), device_ids=None),
                 **(cfg.get('model_wrapper_cfg') or {}))
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    require_patconv(runner.model, cfg.model)
     if content is not None and not cfg.get('resume'):
         require_fit(runner, content, cfg.load_from, least_fit)
     return runner
