@@ -187,7 +187,7 @@ def test_two_processes_have_the_sizes_of_one(tmp_path, images):
 # The same after an interruption
 
 
-@pytest.mark.parametrize('iteration', [2, 5])
+@pytest.mark.parametrize('iteration', [5, 8])
 def test_a_resumed_training_draws_what_it_would_have_drawn(tmp_path, images, iteration):
     whole_batches, left_batches, resumed_batches = Batches(), Batches(), Batches()
     whole = build_runner(tmp_path / 'whole', images, hooks=[whole_batches])
