@@ -110,7 +110,8 @@ def conv_like(conv: nn.Conv2d, weight: Tensor, bias: Optional[Tensor]) -> nn.Con
     """
     new = nn.Conv2d(
         weight.shape[1] * conv.groups, weight.shape[0], conv.kernel_size, conv.stride, conv.padding,
-        conv.dilation, conv.groups, bias=bias is not None, device=conv.weight.device, dtype=conv.weight.dtype)
+        conv.dilation, conv.groups, bias=bias is not None, padding_mode=conv.padding_mode, device=conv.weight.device,
+        dtype=conv.weight.dtype)
     new.weight.copy_(weight)
     if bias is not None:
         new.bias.copy_(bias)

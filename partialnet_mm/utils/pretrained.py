@@ -16,6 +16,8 @@ from .safe_load import read_checkpoint
 MIN_LOADED = 0.9
 #: Name of the stem's weight in a checkpoint of the paper's official code.
 OFFICIAL_STEM = 'patch_embed.proj.weight'
+#: How the gates of a search for split ratios are called (DPConv).
+SEARCH_GATES = '.split_gates.t'
 
 
 def pretrained_cfg(init_cfg: Union[dict, List[dict], None]) -> Optional[dict]:
@@ -97,6 +99,9 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: Optional[str] = 
         missing=[name for name in own if name not in given],
         unexpected=[name for name in given if name not in own],
         mismatched=[name for name in own if name in given and given[name].shape != own[name].shape])
+    if any(name.endswith(SEARCH_GATES) for name in report['unexpected']):
+        raise ValueError(f'checkpoint {checkpoint!r} is of a search for split ratios, and this {type(module).__name__} '
+                         'has fixed ones: tools/model_converters/dpconv_to_fixed.py takes the gates out')
     # A returned map's norm exists in dense prediction only, so neither side need have it.
     needed, loaded = _without_output_norms(own), _without_output_norms(report['loaded'])
     missing, foreign = _without_output_norms(report['missing']), _without_output_norms(report['unexpected'])

@@ -319,3 +319,10 @@ def test_summary_is_logged_at_info(trained, tiny_arch, tmp_path, monkeypatch):
     load_pretrained(model, path, 'backbone.')
     (record, ) = (r for r in records if 'tensors of PartialNet loaded from' in r.getMessage())
     assert record.levelno == logging.INFO
+
+
+@pytest.mark.parametrize('mixers', ['partial_conv', 'pat_ch'])
+def test_a_search_is_called_that(mixers, tiny_arch, tmp_path):
+    path = write(PartialNet(tiny_arch, token_mixers='dpconv').state_dict(), tmp_path / 'search.pth')
+    with pytest.raises(ValueError, match=r'of a search for split ratios, .*dpconv_to_fixed\.py'):
+        load_pretrained(PartialNet(tiny_arch, token_mixers=mixers), path, 'backbone.')
