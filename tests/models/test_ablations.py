@@ -51,7 +51,8 @@ def from_timm(name):
     for theirs, ours in (('patch_embed.proj', 'downsample_layers.0.conv'),
                          ('patch_embed.norm', 'downsample_layers.0.norm'),
                          ('.spatial_mixing.partial_conv3', '.token_mixer.conv'),
-                         ('.mlp.0', '.mlp.conv1'), ('.mlp.1', '.mlp.norm'), ('.mlp.3', '.mlp.conv2'), ('.blocks.', '.')):
+                         ('.mlp.0', '.mlp.conv1'), ('.mlp.1', '.mlp.norm'), ('.mlp.3', '.mlp.conv2'),
+                         ('.blocks.', '.')):
         name = name.replace(theirs, ours)
     if '.downsample.' in name:
         stage, rest = name[len('stages.'):].split('.downsample.')
