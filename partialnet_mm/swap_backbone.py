@@ -15,13 +15,14 @@ STRIDES = (4, 8, 16, 32)
 # What PartialNet is pretrained with (configs/_base_/datasets/imagenet.py).
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 #: Necks that read maps and hand on nothing of the backbone.
-KNOWN_NECKS = ('FPN', 'PAFPN', 'NASFPN', 'FPG', 'FPN_CARAFE', 'FPN_DropBlock', 'NASFCOS_FPN', 'HRFPN', 'ChannelMapper',
-               'CSPNeXtPAFPN', 'YOLOXPAFPN', 'YOLOV3Neck', 'DilatedEncoder', 'CTResNetNeck', 'HRFuseScales',
+KNOWN_NECKS = ('FPN', 'PAFPN', 'NASFPN', 'FPG', 'FPN_CARAFE', 'FPN_DropBlock', 'HRFPN', 'ChannelMapper', 'CSPNeXtPAFPN',
+               'YOLOXPAFPN', 'YOLOV3Neck', 'DilatedEncoder', 'CTResNetNeck', 'HRFuseScales',
                'NonLinearNeck', 'MoCoV2Neck', 'DenseCLNeck', 'SwAVNeck')
 IMPOSSIBLE_NECKS = {
     'SSDNeck': "its first outputs are the backbone's own maps, which the head's in_channels name",
     'RFP': 'it runs a second backbone of the old kind',
     'JPU': "it hands the backbone's own maps on to the heads",
+    'NASFCOS_FPN': 'it counts on a map of stride 4 and does not read it, so its norm would get no gradient',
     'MLANeck': 'it rescales the equal maps of a plain vision transformer',
     'MultiLevelNeck': 'it rescales the equal maps of a plain vision transformer',
     'Feature2Pyramid': 'it rescales the equal maps of a plain vision transformer',
@@ -94,7 +95,7 @@ def swap_backbone(cfg: Config,
     scope = cfg.get('default_scope') or 'mmengine'
     old = model.backbone
     in_channels = (backbone or {}).get('in_channels', old.get('in_channels', 3))
-    measured = measure_backbone({k: v for k, v in old.items() if k != 'init_cfg'}, scope, in_channels)
+    measured = measure_backbone(old, scope, in_channels)
 
     classifies = 'head' in model or scope == 'mmpretrain'
     readers = _find_readers(model, measured.maps, classifies)
@@ -312,8 +313,9 @@ def _check_sizes(readers: List[_Reader], stages: Dict[int, int]) -> None:
 def _drop_weights(cfg: Config, model: dict) -> None:
     """Removes pretrained weights of what is no longer there."""
     model.pop('pretrained', None)
-    if (model.get('init_cfg') or {}).get('type') == 'Pretrained':
-        _say(f'model.init_cfg, whole weights of the old model, was dropped: {model.init_cfg.checkpoint}')
+    weights = [init for _, init in _parts('model.init_cfg', model.get('init_cfg')) if _type_of(init) == 'Pretrained']
+    if weights:
+        _say(f'model.init_cfg, whole weights of the old model, was dropped: {weights[0].get("checkpoint")}')
         del model['init_cfg']
     if cfg.get('load_from'):
         _say(f'load_from, whole weights of the old model, was dropped: {cfg.load_from}')

@@ -20,6 +20,7 @@ from mmengine.config import Config
 
 from partialnet_mm import PartialNet
 from partialnet_mm.datasets import write_shapes_dataset
+from partialnet_mm.preflight import check_config
 
 #: Config: mmseg's, what the two differ in as (theirs, ours).
 SEGMENTORS = {
@@ -234,6 +235,13 @@ def test_test_measures_and_draws(trained):
     assert len(pictures) == 4
     # mmseg draws the annotation beside the prediction.
     assert cv2.imread(str(pictures[0])).shape == (64, 128, 3)
+
+
+def test_preflight_says_that_it_does_not_know_the_data():
+    findings = check_config(load('semantic_fpn/partialnet_t0_shapes.py'))
+    # training data, and what validation and test share
+    assert [(finding.kind, finding.note) for finding in findings] == [('not checked', True)] * 2
+    assert 'data of type BaseSegDataset is not known here' in findings[0].text
 
 
 def test_missing_data_is_an_error_before_training(tmp_path):

@@ -1,13 +1,15 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """swap_backbone on the configs that mmdet, mmseg and mmpretrain ship: each trains and predicts afterwards."""
 import logging
+import re
 import sys
+from collections import Counter
 from typing import Any, Tuple
 
 import pytest
 import torch
 from batches import loss_of, predictions_of, random_batch
-from libraries import build_model, parameters_without_gradient, shipped_config
+from libraries import ROOT, build_model, parameters_without_gradient, shipped_config
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
@@ -56,24 +58,21 @@ SWAPPED = [
 ]
 #: Further necks, heads and backbones, and models around a detector.
 FURTHER = [
-    ('mmdet', 'carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py', ALL),
     ('mmdet', 'centernet/centernet_r18_8xb16-crop512-140e_coco.py', LAST),
     ('mmdet', 'conditional_detr/conditional-detr_r50_8xb2-50e_coco.py', LAST),
     ('mmdet', 'convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py', ALL),
     ('mmdet', 'dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py', ALL),
     ('mmdet', 'dyhead/atss_r50_fpn_dyhead_1x_coco.py', (1, 2, 3)),
     ('mmdet', 'efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco.py', (1, 2, 3)),
+    ('mmdet', 'fpg/faster-rcnn_r50_fpg-chn128_crop640-50e_coco.py', ALL),
     ('mmdet', 'hrnet/faster-rcnn_hrnetv2p-w18-1x_coco.py', ALL),
     ('mmdet', 'htc/htc-without-semantic_r50_fpn_1x_coco.py', ALL),
-    ('mmdet', 'nas_fcos/nas-fcos_r50-caffe_fpn_fcoshead-gn-head_4xb4-1x_coco.py', (1, 2, 3)),
     ('mmdet', 'nas_fpn/retinanet_r50_nasfpn_crop640-50e_coco.py', (1, 2, 3)),
     ('mmdet', 'pafpn/faster-rcnn_r50_pafpn_1x_coco.py', ALL),
     ('mmdet', 'point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py', ALL),
     ('mmdet', 'pvt/retinanet_pvt-t_fpn_1x_coco.py', (1, 2, 3)),
-    ('mmdet', 'queryinst/queryinst_r50_fpn_1x_coco.py', ALL),
     ('mmdet', 'sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py', ALL),
     ('mmdet', 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', ALL),
-    ('mmdet', 'tood/tood_r50_fpn_1x_coco.py', (1, 2, 3)),
     ('mmdet', 'vfnet/vfnet_r50_fpn_1x_coco.py', (1, 2, 3)),
     ('mmdet', 'yolact/yolact_r50_1xb8-55e_coco.py', (1, 2, 3)),
     ('mmseg', 'ann/ann_r50-d8_4xb2-80k_cityscapes-512x1024.py', (2, 3)),
@@ -199,6 +198,25 @@ def test_the_written_config_is_the_same(tmp_path):
     assert read.to_dict() == cfg.to_dict()
 
 
+def test_the_pages_example(tmp_path, monkeypatch):
+    page = (ROOT / 'docs' / 'detection_and_segmentation.md').read_text()
+    code = re.search(r'```python\n# swap.py\n(.*?)```', page, re.DOTALL).group(1)
+    (tmp_path / 'faster-rcnn_r50_fpn_1x_coco.py').write_text(f'_base_ = {str(shipped_config("mmdet", FASTER))!r}\n')
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    written = Config.fromfile('faster-rcnn_partialnet-s_fpn_1x_coco.py')
+    assert written.model.backbone.init_cfg.checkpoint == 'partialnet_s_in1k.pth'
+    assert written.model.neck.in_channels == [96, 192, 384, 768]
+    assert written.optim_wrapper.optimizer == dict(type='AdamW', lr=2e-4, weight_decay=1e-4)
+
+
+def test_the_page_counts_the_configs():
+    page = (ROOT / 'docs' / 'detection_and_segmentation.md').read_text()
+    of = Counter(library for library, *_ in SWAPPED)
+    assert (f'{len(SWAPPED)} shipped configs ({of["mmdet"]} detectors, {of["mmseg"]} segmentors, {of["mmpretrain"]} '
+            f'classifiers),\nand in {len(FURTHER)} more') in page
+
+
 def test_norms_learn_without_a_checkpoint():
     """mmdet's backbones keep those of their pretraining, which a random one has not."""
     cfg = load('mmdet', FASTER)
@@ -245,14 +263,24 @@ def test_images_of_other_channels_are_left(said):
     assert any('data_preprocessor.mean=[100.0] was left' in text for text, _ in said)
 
 
-def test_weights_of_the_old_model_are_dropped(said):
+@pytest.mark.parametrize('init_cfg', [
+    dict(type='Pretrained', checkpoint='whole.pth'),
+    [dict(type='Normal', layer='Linear'), dict(type='Pretrained', checkpoint='whole.pth')],
+])
+def test_weights_of_the_old_model_are_dropped(said, init_cfg):
     cfg = load('mmdet', RETINA)
     cfg.load_from = 'old.pth'
-    cfg.model.init_cfg = dict(type='Pretrained', checkpoint='whole.pth')
+    cfg.model.init_cfg = init_cfg
     swapped = swap_backbone(cfg, ARCH)
     assert swapped.load_from is None and 'init_cfg' not in swapped.model
     texts = [text for text, _ in said]
     assert any('whole.pth' in text for text in texts) and any('old.pth' in text for text in texts)
+
+
+def test_other_initialization_stays():
+    cfg = load('mmdet', RETINA)
+    cfg.model.init_cfg = [dict(type='Normal', layer='Linear')]
+    assert swap_backbone(cfg, ARCH).model.init_cfg == cfg.model.init_cfg
 
 
 def test_the_detector_inside_another_model_is_swapped():
@@ -316,6 +344,7 @@ def test_mmdets_layer_decay_becomes_partialnets(said):
     ('mmdet', 'faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py', r'FasterRCNN has no neck: .*\(C4, DC5\)'),
     ('mmdet', 'ssd/ssd300_coco.py', 'model.neck of type SSDNeck cannot read PartialNet'),
     ('mmdet', 'detectors/cascade-rcnn_r50-rfp_1x_coco.py', 'RFP cannot read PartialNet: it runs a second backbone'),
+    ('mmdet', 'nas_fcos/nas-fcos_r50-caffe_fpn_fcoshead-gn-head_4xb4-1x_coco.py', 'NASFCOS_FPN cannot read PartialNet'),
     ('mmdet', 'rpn/rpn_r50-caffe-c4_1x_coco.py', r'strides \[16\].*stride 32.*would learn nothing'),
     ('mmdet', 'rtmdet/rtmdet_x_p6_4xb8-300e_coco.py', r'strides \[8, 16, 32, 64\], .* has 4, 8, 16 and 32'),
     ('mmseg', 'bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py', 'one map of each stride'),
@@ -358,3 +387,5 @@ def test_measured_maps():
     assert measured.parameters == [name for name, _ in PartialNet(ARCH).named_parameters()]
     with pytest.raises(ValueError, match=r'PartialNet cannot be run. 128 x 128: .*; 224 x 224: '):
         measure_backbone(dict(type='PartialNet', arch=ARCH, in_channels=1))
+    with_weights = dict(type='PartialNet', arch=ARCH, init_cfg=dict(type='Pretrained', checkpoint='not_there.pth'))
+    assert measure_backbone(with_weights).maps == [FeatureMap(128, 32)]

@@ -36,7 +36,7 @@ test_pipeline = [
     dict(type='PackSegInputs')
 ]
 train_dataloader = dict(
-    # 2 processes: a batch of 16
+    # 2 processes: a batch of 16, the schedule's
     batch_size=8,
     num_workers=1,
     persistent_workers=True,
@@ -69,7 +69,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=20, end=max_iters, by_epoch=False)
 ]
-optim_wrapper = dict(optimizer=dict(lr=2e-3, weight_decay=0.05))
+optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))
 
 default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=75))
 log_processor = dict(window_size=25)

@@ -7,6 +7,8 @@ from mmengine.registry import MODELS, DefaultScope
 
 #: Sizes of the image that is tried: the second for backbones that take one size only.
 SIZES = (128, 224)
+#: Arguments of backbones that name weights.
+WEIGHTS = ('init_cfg', 'pretrained')
 
 
 class FeatureMap(NamedTuple):
@@ -29,7 +31,8 @@ def measure_backbone(cfg: dict, scope: str = 'mmengine', in_channels: int = 3) -
     Random numbers are left as they were.
 
     Args:
-        cfg (dict): The backbone of any OpenMMLab library, without ``init_cfg``.
+        cfg (dict): The backbone of any OpenMMLab library. Weights that it
+            names are not loaded.
         scope (str): Library whose names the types are, 'mmdet' for example.
             Defaults to 'mmengine'.
         in_channels (int): Channels of the image. Defaults to 3.
@@ -43,7 +46,7 @@ def measure_backbone(cfg: dict, scope: str = 'mmengine', in_channels: int = 3) -
     """
     with DefaultScope.overwrite_default_scope(scope), torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            backbone = MODELS.build(dict(cfg))
+            backbone = MODELS.build({key: value for key, value in cfg.items() if key not in WEIGHTS})
             backbone.eval()  # which returns None in mmdet's ResNet
         except Exception as error:  # any, from any library
             raise ValueError(f'the backbone {cfg.get("type")} cannot be built: {error}') from error
