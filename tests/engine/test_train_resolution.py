@@ -358,3 +358,17 @@ def test_wrong_usage_of_the_measurement(monkeypatch, capsys, arguments, message)
     monkeypatch.chdir(ROOT)
     assert run_main(monkeypatch, 'tools/analysis_tools/resolution_cost.py', *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_gpu_hours_are_those_of_the_multiply_adds(monkeypatch, capsys):
+    """Of 0.26 G at 224; 64 has 1/12.25 of its pixels, and 3 x 2 operations a multiply-add."""
+    config = 'configs/pretrain/partialnet_t0_in1k.py'
+    monkeypatch.chdir(ROOT)
+    assert run_main(monkeypatch, 'tools/analysis_tools/pretrain_cost.py', config, '--sizes', 224, 64, '--images',
+                    10**6, '--tflops', 1) == 0
+    row = [float(cell) for cell in capsys.readouterr().out.splitlines()[-1].split('|')[2:-1]]
+    at_224, mean, image, training, hours = row
+    assert at_224 == pytest.approx(0.26, abs=0.001)
+    assert mean == pytest.approx(0.26 * (1 + 1 / 12.25) / 2, rel=0.02)
+    assert image == pytest.approx(3 * mean, abs=0.005) and training == pytest.approx(image * 0.3, abs=0.005)
+    assert hours == pytest.approx(2 * image * 1e9 * 3e8 / 1e12 / 3600, abs=2)

@@ -7,6 +7,7 @@ times for forward and backward, for every image of every epoch. Two operations a
 import argparse
 import os
 import statistics
+from pathlib import Path
 
 from mmengine.config import Config
 
@@ -14,10 +15,14 @@ from partialnet_mm.engine.train_resolution import PAPER_SIZES
 from partialnet_mm.utils.build import build_model
 from partialnet_mm.utils.flops import count_multiply_adds
 
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'pretrain'
+VARIANTS = ('t0', 't1', 't2', 's', 'm', 'l')
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('configs', nargs='+', help='configs of classifiers')
+    parser.add_argument('configs', nargs='*', default=[CONFIGS / f'partialnet_{name}_in1k.py' for name in VARIANTS],
+                        help='configs of classifiers (default: the six of the paper)')
     parser.add_argument('--sizes', type=int, nargs='+', default=PAPER_SIZES,
                         help=f'resolutions that are drawn from (default: {" ".join(map(str, PAPER_SIZES))})')
     parser.add_argument('--images', type=int, default=1281167, help='images of an epoch (default: 1281167, ImageNet)')
@@ -26,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     for config in args.configs:
         if not os.path.isfile(config):
-            parser.error(f'config {config!r} does not exist')
+            parser.error(f'config {str(config)!r} does not exist')
 
     print(f'| config | multiply-adds at 224 (G) | mean of the resolutions (G) | training, an image (G) | '
           f'training (10^18) | GPU-hours at {args.tflops:g} TFLOP/s |\n|---|---|---|---|---|---|')
