@@ -14,6 +14,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from .loader_like import loader_like
+
 
 @HOOKS.register_module()
 class EpochDataHook(Hook):
@@ -181,15 +183,5 @@ def remaining_batches(loader: DataLoader, done: int) -> DataLoader:
     Returns:
         DataLoader: Without those, and else the same.
     """
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=list(loader.batch_sampler)[done:],
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        prefetch_factor=loader.prefetch_factor,
-        # With a generator of its own the new iterator takes no number from the training's.
-        generator=torch.Generator())
+    # With a generator of its own the new iterator takes no number from the training's.
+    return loader_like(loader, list(loader.batch_sampler)[done:], generator=torch.Generator())

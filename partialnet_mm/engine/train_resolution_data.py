@@ -5,6 +5,8 @@ from typing import Any, Callable, Iterator, List, Sized, Tuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .loader_like import loader_like
+
 
 class ResolutionBatchSampler:
     """Batches of another batch sampler, with the side of the batch beside each index.
@@ -178,15 +180,5 @@ def with_resolution(loader: DataLoader, size_at: Callable[[int], int]) -> DataLo
     if loader.batch_sampler is None:
         raise ValueError(f'a training resolution is drawn for each batch of indices, and the train_dataloader of '
                          f'{type(loader.dataset).__name__} has no batch sampler')
-    return DataLoader(
-        ResolutionDataset(loader.dataset),
-        batch_sampler=ResolutionBatchSampler(loader.batch_sampler, size_at),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers)
+    return loader_like(loader, ResolutionBatchSampler(loader.batch_sampler, size_at), ResolutionDataset(loader.dataset),
+                       loader.persistent_workers, loader.generator)

@@ -9,7 +9,35 @@ from .fusion import fold_norm_after
 from .norm import normalize
 
 
-class GaussianGate(nn.Module):
+class _StatisticsGate(nn.Module):
+    """Gates from a convolution of kernel (1, 2) over each channel's mean and deviation, a norm and a Hard-Sigmoid."""
+
+    def __init__(self, channels: int, groups: int, norm_cfg: dict, deploy: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, (1, 2), groups=groups, bias=deploy)
+        self.norm = None if deploy else build_norm_layer(norm_cfg, channels)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
+        # A map of one element has no deviation: with the usual correction it would be NaN.
+        std, mean = torch.std_mean(x, dim=(2, 3), correction=int(x.shape[2] * x.shape[3] > 1))
+        logits = self._mix(torch.stack((mean, std), dim=-1))[:, :, None, None]
+        if self.norm is not None:
+            logits = normalize(self.norm, logits)
+        return F.hardsigmoid(logits)
+
+    def _mix(self, statistics: Tensor) -> Tensor:
+        """(B, C) of (B, C, 2): the convolution, whose kernel covers all of its input."""
+        raise NotImplementedError
+
+    def switch_to_deploy(self) -> None:
+        """Merges the norm into the convolution; does nothing the second time."""
+        if self.norm is not None:
+            self.conv = fold_norm_after(self.conv, self.norm, f'the norm of {type(self).__name__}')
+            self.norm = None
+
+
+class GaussianGate(_StatisticsGate):
     """Gaussian channel attention (Sec. 3.1 of the paper, PAT_ch).
 
     Each channel is summed up by its mean and its unbiased standard deviation
@@ -24,32 +52,14 @@ class GaussianGate(nn.Module):
     """
 
     def __init__(self, channels: int, norm_cfg: dict = dict(type='BN'), deploy: bool = False) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, (1, 2), bias=deploy)
-        self.norm = None if deploy else build_norm_layer(norm_cfg, channels)[1]
+        super().__init__(channels, 1, norm_cfg, deploy)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
-        # The kernel covers its whole input, so the convolution is a matrix product.
-        logits = F.linear(_mean_and_std(x).flatten(1), self.conv.weight.flatten(1), self.conv.bias)
-        logits = logits[:, :, None, None]
-        if self.norm is not None:
-            logits = normalize(self.norm, logits)
-        return F.hardsigmoid(logits)
-
-    def switch_to_deploy(self) -> None:
-        """Merges the norm into the convolution; does nothing the second time."""
-        if self.norm is not None:
-            self.conv = fold_norm_after(self.conv, self.norm, 'the norm of GaussianGate')
-            self.norm = None
+    def _mix(self, statistics: Tensor) -> Tensor:
+        return F.linear(statistics.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
 
 
-class SRMGate(nn.Module):
+class SRMGate(_StatisticsGate):
     """Style-based recalibration, a gate of Table 12: like the Gaussian one, each channel by itself.
-
-    Each channel's mean and unbiased standard deviation are weighted by two
-    numbers of its own, normalized over the batch and squashed by a
-    Hard-Sigmoid.
 
     Paper: `SRM: A Style-based Recalibration Module for Convolutional Neural
     Networks <https://arxiv.org/abs/1903.10829>`_.
@@ -62,22 +72,10 @@ class SRMGate(nn.Module):
     """
 
     def __init__(self, channels: int, norm_cfg: dict = dict(type='BN'), deploy: bool = False) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, (1, 2), groups=channels, bias=deploy)
-        self.norm = None if deploy else build_norm_layer(norm_cfg, channels)[1]
+        super().__init__(channels, channels, norm_cfg, deploy)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
-        logits = self.conv(_mean_and_std(x).unsqueeze(2))
-        if self.norm is not None:
-            logits = normalize(self.norm, logits)
-        return F.hardsigmoid(logits)
-
-    def switch_to_deploy(self) -> None:
-        """Merges the norm into the convolution; does nothing the second time."""
-        if self.norm is not None:
-            self.conv = fold_norm_after(self.conv, self.norm, 'the norm of SRMGate')
-            self.norm = None
+    def _mix(self, statistics: Tensor) -> Tensor:
+        return self.conv(statistics.unsqueeze(2))[:, :, 0, 0]
 
 
 class SEGate(nn.Module):
@@ -127,10 +125,3 @@ def build_gate(gate: str, channels: int, norm_cfg: dict = dict(type='BN'), deplo
     if gate == 'se':  # it has no norm, and so no other form to merge into
         return SEGate(channels)
     return (GaussianGate if gate == 'gaussian' else SRMGate)(channels, norm_cfg, deploy)
-
-
-def _mean_and_std(x: Tensor) -> Tensor:
-    """(B, C, 2) of a map (B, C, H, W): mean, then unbiased deviation."""
-    # A map of one element has no deviation: with the usual correction it would be NaN.
-    std, mean = torch.std_mean(x, dim=(2, 3), correction=int(x.shape[2] * x.shape[3] > 1))
-    return torch.stack((mean, std), dim=-1)
