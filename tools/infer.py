@@ -156,7 +156,7 @@ def main() -> None:
         content = None if args.trust_checkpoint else read_trusted(args.checkpoint)
         inferencer, predict = BUILDERS[cfg.default_scope](cfg, args.checkpoint, device, args.score_thr)
         if content is not None:
-            require_fit(inferencer, content, args.checkpoint, least=1)
+            require_fit(inferencer.model, content, args.checkpoint, least=1)
         if args.deploy:
             merge_model(inferencer.model)
     except (TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 from partialnet_mm.engine import spread_data_settings
 from partialnet_mm.models import require_patconv
@@ -139,15 +140,15 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     require_patconv(runner.model, cfg.model)
     if content is not None and not cfg.get('resume'):
-        require_fit(runner, content, cfg.load_from, least_fit)
+        require_fit(runner.model, content, cfg.load_from, least_fit)
     return runner
 
 
-def require_fit(runner: Runner, content: dict, checkpoint: str, least: float) -> None:
+def require_fit(model: nn.Module, content: dict, checkpoint: str, least: float) -> None:
     """Raises for a checkpoint of another network, which mmengine loads with no more than a warning.
 
     Args:
-        runner (Runner): With the model that the checkpoint is for.
+        model (nn.Module): What the checkpoint is for.
         content (dict): What the checkpoint holds.
         checkpoint (str): How the message calls it.
         least (float): Part of the model's tensors that must be there, in their shapes.
@@ -155,7 +156,7 @@ def require_fit(runner: Runner, content: dict, checkpoint: str, least: float) ->
     Raises:
         ValueError: If fewer are.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = model.module if is_model_wrapper(model) else model
     given = {name[len('module.'):] if name.startswith('module.') else name: value
              for name, value in content.get('state_dict', content).items()}
     own = model.state_dict()
