@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from libraries import ROOT, build_model
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -21,6 +22,13 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 @pytest.fixture(scope='module')
 def mmpretrain():
     return pytest.importorskip('mmpretrain')
+
+
+@pytest.fixture(autouse=True)
+def scope_of_a_fresh_process():
+    """mmpretrain's functions set its scope where there is none; a test before may have left another."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
 
 
 @pytest.fixture(scope='module')
