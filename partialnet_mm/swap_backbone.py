@@ -17,7 +17,7 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 #: Necks that read maps and hand on nothing of the backbone.
 KNOWN_NECKS = ('FPN', 'PAFPN', 'NASFPN', 'FPG', 'FPN_CARAFE', 'FPN_DropBlock', 'HRFPN', 'ChannelMapper', 'CSPNeXtPAFPN',
                'YOLOXPAFPN', 'YOLOV3Neck', 'DilatedEncoder', 'CTResNetNeck', 'HRFuseScales',
-               'NonLinearNeck', 'MoCoV2Neck', 'DenseCLNeck', 'SwAVNeck')
+               'LinearNeck', 'NonLinearNeck', 'MoCoV2Neck', 'DenseCLNeck', 'SwAVNeck')
 IMPOSSIBLE_NECKS = {
     'SSDNeck': "its first outputs are the backbone's own maps, which the head's in_channels name",
     'RFP': 'it runs a second backbone of the old kind',
@@ -203,14 +203,16 @@ def _check_model(model: dict) -> None:
 
 def _find_readers(model: dict, maps: List[FeatureMap], classifies: bool) -> List[_Reader]:
     """All parts that read the backbone: the neck, or without one the heads."""
-    for where, neck in _parts('model.neck', model.get('neck')):
+    necks = _parts('model.neck', model.get('neck'))
+    if classifies and maps[-1].stride == 0:
+        # The old backbone returned vectors; PartialNet returns a map.
+        pooling = dict(type='GlobalAveragePooling')
+        model['neck'] = [pooling, *(neck for _, neck in necks)] if necks else pooling
+    for where, neck in necks:
         if 'in_channels' in neck:
             if _type_of(neck) not in KNOWN_NECKS:
                 _say(f'{where} of type {_type_of(neck)} is not known here; only its in_channels were set')
             return [_reader_of_neck(where, neck, maps)]
-    if not model.get('neck') and classifies and maps[-1].stride == 0:
-        # The old backbone returned vectors; PartialNet returns a map.
-        model['neck'] = dict(type='GlobalAveragePooling')
     readers = [reader for where, head in _heads(model) for reader in _readers_of_heads(where, head, maps)]
     if not readers:
         raise ValueError(f'model of type {_type_of(model)}: neither a neck nor a head has in_channels to be set')

@@ -189,6 +189,13 @@ def test_a_classifier_of_vectors_gets_a_pooling():
     cfg = swap_backbone(load('mmpretrain', 'convnext/convnext-tiny_32xb128_in1k.py'), 't2')
     assert cfg.model.neck == dict(type='GlobalAveragePooling')
     assert cfg.model.head.in_channels == 512 and cfg.model.backbone.out_norm is False
+    cfg = load('mmpretrain', 'convnext/convnext-tiny_32xb128_in1k.py')
+    cfg.model.neck = dict(type='LinearNeck', in_channels=768, out_channels=32)
+    cfg.model.head.in_channels = 32
+    cfg = swap_backbone(cfg, 't2')
+    assert [(neck.type, neck.get('in_channels')) for neck in cfg.model.neck] == [
+        ('GlobalAveragePooling', None), ('LinearNeck', 512)]
+    assert cfg.model.head.in_channels == 32
 
 
 def test_the_written_config_is_the_same(tmp_path):
@@ -385,7 +392,7 @@ def test_measured_maps():
     measured = measure_backbone(dict(type='PartialNet', arch=ARCH, out_indices=(0, 3), out_norm=False))
     assert measured.maps == [FeatureMap(16, 4), FeatureMap(128, 32)]
     assert measured.parameters == [name for name, _ in PartialNet(ARCH).named_parameters()]
-    with pytest.raises(ValueError, match=r'PartialNet cannot be run. 128 x 128: .*; 224 x 224: '):
+    with pytest.raises(ValueError, match=r'PartialNet cannot be run. 128 x 128: .*; 224 x 224: .*; 256 x 256: '):
         measure_backbone(dict(type='PartialNet', arch=ARCH, in_channels=1))
     with_weights = dict(type='PartialNet', arch=ARCH, init_cfg=dict(type='Pretrained', checkpoint='not_there.pth'))
     assert measure_backbone(with_weights).maps == [FeatureMap(128, 32)]

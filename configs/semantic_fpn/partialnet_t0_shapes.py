@@ -13,8 +13,9 @@ _base_ = [
 
 # Processes on a CPU share no norms.
 norm_cfg = dict(type='BN', requires_grad=True)
+crop_size = (192, 192)
 model = dict(
-    data_preprocessor=dict(size=(256, 256)),
+    data_preprocessor=dict(size=crop_size),
     backbone=dict(arch='t0', norm_cfg=norm_cfg),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
     decode_head=dict(in_channels=[64, 64, 64, 64], channels=64, num_classes=4, norm_cfg=norm_cfg))
@@ -27,6 +28,7 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
+    dict(type='RandomCrop', crop_size=crop_size),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs')
 ]
@@ -63,14 +65,14 @@ val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
 # Random weights learn faster with a higher rate than a fine-tuning.
-max_iters = 300
-train_cfg = dict(max_iters=max_iters, val_interval=75)
+max_iters = 500
+train_cfg = dict(max_iters=max_iters, val_interval=100)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=20, end=max_iters, by_epoch=False)
 ]
-optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))
+optim_wrapper = dict(optimizer=dict(lr=2e-3, weight_decay=0.05))
 
-default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=75))
+default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=100))
 log_processor = dict(window_size=25)
 randomness = dict(seed=0)

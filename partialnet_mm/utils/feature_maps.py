@@ -5,8 +5,8 @@ from typing import List, NamedTuple
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-#: Sizes of the image that is tried: the second for backbones that take one size only.
-SIZES = (128, 224)
+#: Sizes of the image that is tried in turn: the others are for backbones that take one size only.
+SIZES = (128, 224, 256)
 #: Arguments of backbones that name weights.
 WEIGHTS = ('init_cfg', 'pretrained')
 
