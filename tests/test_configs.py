@@ -43,6 +43,12 @@ def build_model(cfg: Config, device: str = 'meta') -> torch.nn.Module:
         return MODELS.build(cfg.model)
 
 
+def test_file_names_differ():
+    """mim finds a config by its file name, and trainings write to a folder of that name."""
+    names = [Path(name).name for name in CONFIGS]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_all_configs_are_found():
     assert len(CONFIGS) >= 11
     assert {f'mask_rcnn/partialnet_{arch}_1x.py' for arch in 'sml'} <= set(CONFIGS)

@@ -25,27 +25,27 @@ RGB = {
 }
 #: Config: mmdet's, what the two differ in as (theirs, ours), the arguments of the backbone beside arch and weights.
 DETECTORS: Dict[str, Tuple[str, dict, dict]] = {
-    'cascade_mask_rcnn/partialnet_s_1x.py': (
+    'cascade_mask_rcnn/cascade_mask_rcnn_partialnet_s_1x.py': (
         'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py', {
             **SGD_TO_ADAMW,
             'optim_wrapper.optimizer.lr': (0.02, 2e-4),
             'model.neck.in_channels': ([256, 512, 1024, 2048], [96, 192, 384, 768]),
         }, dict(out_indices=(0, 1, 2, 3), norm_eval=True)),
-    'retinanet/partialnet_s_1x.py': (
+    'retinanet/retinanet_partialnet_s_1x.py': (
         'retinanet/retinanet_r50_fpn_1x_coco.py', {
             **SGD_TO_ADAMW, **FROM_STAGE_2, 'optim_wrapper.optimizer.lr': (0.01, 1e-4),
         }, dict(out_indices=(1, 2, 3), norm_eval=True)),
-    'atss/partialnet_s_1x.py': (
+    'atss/atss_partialnet_s_1x.py': (
         'atss/atss_r50_fpn_1x_coco.py', {
             **SGD_TO_ADAMW, **FROM_STAGE_2, 'optim_wrapper.optimizer.lr': (0.01, 1e-4),
         }, dict(out_indices=(1, 2, 3), norm_eval=True)),
-    'rtmdet/partialnet_s_300e.py': (
+    'rtmdet/rtmdet_partialnet_s_300e.py': (
         'rtmdet/rtmdet_m_8xb32-300e_coco.py', {
             **RGB,
             # mmdet's is that of another schedule: 8 GPUs with 32 images are 256.
             'auto_scale_lr.base_batch_size': (16, 256),
         }, dict(out_indices=(1, 2, 3), norm_cfg=dict(type='SyncBN'))),
-    'dino/partialnet_s_12e.py': (
+    'dino/dino_partialnet_s_12e.py': (
         'dino/dino-4scale_r50_8xb2-12e_coco.py', {
             'model.neck.in_channels': ([512, 1024, 2048], [192, 384, 768]),
             'auto_scale_lr.enable': (MISSING, False),

@@ -24,7 +24,7 @@ from partialnet_mm.preflight import check_config
 
 #: Config: mmseg's, what the two differ in as (theirs, ours).
 SEGMENTORS = {
-    'semantic_fpn/partialnet_s_80k_ade20k.py': ('sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py', {
+    'semantic_fpn/semantic_fpn_partialnet_s_80k_ade20k.py': ('sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py', {
         'model.pretrained': ('open-mmlab://resnet50_v1c', MISSING),
         'model.neck.in_channels': ([256, 512, 1024, 2048], [96, 192, 384, 768]),
         # mmseg's backbones other than ResNet train for 80k iterations with AdamW.
@@ -40,7 +40,7 @@ SEGMENTORS = {
         'auto_scale_lr': (MISSING, dict(enable=False, base_batch_size=16)),
     }),
     # ConvNeXt-T has the channels of PartialNet-S.
-    'upernet/partialnet_s_160k_ade20k.py': ('convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py', {
+    'upernet/upernet_partialnet_s_160k_ade20k.py': ('convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py', {
         'model.pretrained': (None, MISSING),
         'optim_wrapper.constructor': ('LearningRateDecayOptimizerConstructor', 'PartialNetLayerDecayConstructor'),
         'optim_wrapper.paramwise_cfg.decay_type': ('stage_wise', MISSING),
@@ -52,7 +52,7 @@ SEGMENTORS = {
         'optim_wrapper.paramwise_cfg.custom_keys': (MISSING, {'position_bias.table': dict(decay_mult=0.)}),
         'auto_scale_lr': (MISSING, dict(enable=False, base_batch_size=16)),
     }),
-    'upernet/partialnet_s_80k_cityscapes.py': ('upernet/upernet_r50_4xb2-80k_cityscapes-512x1024.py', {
+    'upernet/upernet_partialnet_s_80k_cityscapes.py': ('upernet/upernet_r50_4xb2-80k_cityscapes-512x1024.py', {
         'model.pretrained': ('open-mmlab://resnet50_v1c', MISSING),
         'model.decode_head.in_channels': ([256, 512, 1024, 2048], [96, 192, 384, 768]),
         'model.auxiliary_head.in_channels': (1024, 384),
@@ -74,7 +74,7 @@ def test_differs_from_mmsegs_config_in_what_is_meant(name):
     theirs, ours = Config.fromfile(shipped_config('mmseg', shipped)), load(name)
     found = differences(settings_of(theirs), settings_of(ours))
     if 'cityscapes' in name:  # the optimizer is that of ADE20K, over half of the iterations
-        ade20k = load('upernet/partialnet_s_160k_ade20k.py')
+        ade20k = load('upernet/upernet_partialnet_s_160k_ade20k.py')
         assert differences(ade20k.optim_wrapper, ours.optim_wrapper) == {}
         assert differences(ade20k.param_scheduler, ours.param_scheduler) == {'[1].end': (160000, 80000)}
         found = {place: values for place, values in found.items()
@@ -84,7 +84,7 @@ def test_differs_from_mmsegs_config_in_what_is_meant(name):
 
 @pytest.mark.parametrize('folder, arch, length', VARIANTS)
 def test_variants_read_the_channels_of_their_backbone(folder, arch, length):
-    model = load(f'{folder}/partialnet_{arch}_{length}_ade20k.py').model
+    model = load(f'{folder}/{folder}_partialnet_{arch}_{length}_ade20k.py').model
     width = PartialNet.arch_settings[arch]['embed_dim']
     channels = [width, 2 * width, 4 * width, 8 * width]
     assert (model.backbone.type, model.backbone.arch, model.backbone.out_indices) == ('PartialNet', arch, (0, 1, 2, 3))
@@ -100,12 +100,12 @@ def test_variants_read_the_channels_of_their_backbone(folder, arch, length):
 
 @pytest.mark.parametrize('arch', 'sml')
 def test_layer_decay_gives_the_stem_the_same_rate_in_all_variants(arch):
-    rate = load(f'upernet/partialnet_{arch}_160k_ade20k.py').optim_wrapper.paramwise_cfg.decay_rate
+    rate = load(f'upernet/upernet_partialnet_{arch}_160k_ade20k.py').optim_wrapper.paramwise_cfg.decay_rate
     blocks = sum(PartialNet.arch_settings[arch]['depths'])
     assert rate ** (blocks + 1) == pytest.approx(0.15, abs=0.01)
 
 
-@pytest.mark.parametrize('name', [*SEGMENTORS, 'semantic_fpn/partialnet_t0_shapes.py'])
+@pytest.mark.parametrize('name', [*SEGMENTORS, 'semantic_fpn/semantic_fpn_partialnet_t0_shapes.py'])
 def test_trains_every_parameter_and_predicts(name):
     cfg = load(name)
     # Random weights, no block dropped by chance, crops of the batch's size.
@@ -208,8 +208,8 @@ def trained(tmp_path_factory):
     for split in ('train', 'val', 'test'):
         options += [f'{split}_dataloader.{option}' for option in (
             f'dataset.data_root={root}/data', 'num_workers=0', 'persistent_workers=False')]
-    done = run('tools/train.py', 'configs/semantic_fpn/partialnet_t0_shapes.py', '--work-dir', root / 'work',
-               '--cfg-options', *options, 'train_cfg.max_iters=30', 'train_cfg.val_interval=15',
+    done = run('tools/train.py', 'configs/semantic_fpn/semantic_fpn_partialnet_t0_shapes.py',
+               '--work-dir', root / 'work', '--cfg-options', *options, 'train_cfg.max_iters=30', 'train_cfg.val_interval=15',
                'default_hooks.checkpoint.interval=15', 'default_hooks.logger.interval=5', 'log_processor.window_size=5',
                'param_scheduler.0.end=2', 'param_scheduler.1.begin=2', 'param_scheduler.1.end=30')
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -226,7 +226,7 @@ def test_training_learns(trained):
 
 def test_test_measures_and_draws(trained):
     root, options, log = trained
-    done = run('tools/test.py', 'configs/semantic_fpn/partialnet_t0_shapes.py', root / 'work/iter_30.pth',
+    done = run('tools/test.py', 'configs/semantic_fpn/semantic_fpn_partialnet_t0_shapes.py', root / 'work/iter_30.pth',
                '--work-dir', root / 'test', '--show-dir', root / 'pictures', '--cfg-options', *options)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     measured = float(re.search(r'^mIoU +([\d.]+)$', done.stdout, re.M).group(1))
@@ -238,7 +238,7 @@ def test_test_measures_and_draws(trained):
 
 
 def test_preflight_says_that_it_does_not_know_the_data():
-    findings = check_config(load('semantic_fpn/partialnet_t0_shapes.py'))
+    findings = check_config(load('semantic_fpn/semantic_fpn_partialnet_t0_shapes.py'))
     # training data, and what validation and test share
     assert [(finding.kind, finding.note) for finding in findings] == [('not checked', True)] * 2
     assert 'data of type BaseSegDataset is not known here' in findings[0].text
@@ -246,7 +246,7 @@ def test_preflight_says_that_it_does_not_know_the_data():
 
 def test_missing_data_is_an_error_before_training(tmp_path):
     pytest.importorskip('mmseg')
-    done = run('tools/train.py', 'configs/semantic_fpn/partialnet_t0_shapes.py', '--work-dir', tmp_path,
+    done = run('tools/train.py', 'configs/semantic_fpn/semantic_fpn_partialnet_t0_shapes.py', '--work-dir', tmp_path,
                '--cfg-options', f'train_dataloader.dataset.data_root={tmp_path}/none')
     assert done.returncode != 0
     assert f'{tmp_path}/none' in done.stdout + done.stderr

@@ -236,7 +236,7 @@ def test_segmenting_by_name(tmp_path):
     """With weights that say class 2 whatever they see."""
     pytest.importorskip('mmseg')
     from mmseg.apis import MMSegInferencer
-    path = config_path('semantic_fpn/partialnet_t0_shapes.py')
+    path = config_path('semantic_fpn/semantic_fpn_partialnet_t0_shapes.py')
     model = build_model(Config.fromfile(path))
     torch.nn.init.constant_(model.decode_head.conv_seg.bias[2:3], 100.)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')

@@ -1,5 +1,5 @@
 # Semantic FPN, PartialNet-L, 80k iterations on ADE20K. All but the backbone is PartialNet-S's.
-_base_ = './partialnet_s_80k_ade20k.py'
+_base_ = './semantic_fpn_partialnet_s_80k_ade20k.py'
 
 model = dict(
     backbone=dict(

@@ -1,5 +1,5 @@
 # UPerNet, PartialNet-M, 160k iterations on ADE20K. All but the backbone is PartialNet-S's.
-_base_ = './partialnet_s_160k_ade20k.py'
+_base_ = './upernet_partialnet_s_160k_ade20k.py'
 
 model = dict(
     backbone=dict(
