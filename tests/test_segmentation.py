@@ -209,7 +209,8 @@ def trained(tmp_path_factory):
         options += [f'{split}_dataloader.{option}' for option in (
             f'dataset.data_root={root}/data', 'num_workers=0', 'persistent_workers=False')]
     done = run('tools/train.py', 'configs/semantic_fpn/semantic_fpn_partialnet_t0_shapes.py',
-               '--work-dir', root / 'work', '--cfg-options', *options, 'train_cfg.max_iters=30', 'train_cfg.val_interval=15',
+               '--work-dir', root / 'work', '--cfg-options', *options, 'train_cfg.max_iters=30',
+               'train_cfg.val_interval=15',
                'default_hooks.checkpoint.interval=15', 'default_hooks.logger.interval=5', 'log_processor.window_size=5',
                'param_scheduler.0.end=2', 'param_scheduler.1.begin=2', 'param_scheduler.1.end=30')
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
