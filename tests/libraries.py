@@ -4,9 +4,9 @@ import importlib.util
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from batches import loss_of, random_batch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
@@ -40,28 +40,7 @@ def build_model(cfg: Config) -> nn.Module:
 
 def training_loss(cfg: Config, model: nn.Module, batch_size: int = 2) -> torch.Tensor:
     """The summed loss of one random batch, of the kind that the model's library trains on."""
-    rng = np.random.default_rng(0)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        if cfg.default_scope == 'mmdet':
-            from mmdet.testing import demo_mm_inputs
-            data = demo_mm_inputs(batch_size, [[3, 96, 128]] * batch_size, num_items=[2] * batch_size,
-                                  num_classes=3, with_mask=True)
-        elif cfg.default_scope == 'mmseg':
-            from mmengine.structures import PixelData
-            from mmseg.structures import SegDataSample
-            samples = [SegDataSample(
-                gt_sem_seg=PixelData(data=torch.from_numpy(rng.integers(0, 5, (1, 128, 128)))),
-                metainfo=dict(img_shape=(128, 128))) for _ in range(batch_size)]
-            data = dict(inputs=[torch.from_numpy(rng.integers(0, 256, (3, 128, 128), dtype=np.uint8))
-                                for _ in range(batch_size)], data_samples=samples)
-        else:
-            from mmpretrain.structures import DataSample
-            data = dict(
-                inputs=torch.from_numpy(rng.integers(0, 256, (batch_size, 3, 64, 64), dtype=np.uint8)),
-                data_samples=[DataSample().set_gt_label(i) for i in range(batch_size)])
-        model.train()
-        losses = model(**model.data_preprocessor(data, True), mode='loss')
-        return model.parse_losses(losses)[0]
+    return loss_of(cfg, model, random_batch(cfg, 128, 128, batch_size))
 
 
 def parameters_without_gradient(module: nn.Module) -> 'list[str]':

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+from numbers import Real
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -36,7 +37,7 @@ def draw_predictions(cfg: Config, folder: str) -> None:
     elif hook.type == 'VisualizationHook':
         hook.update(enable=True, out_dir=folder)
     else:
-        hook.update(draw=True)
+        hook.update(draw=True, interval=1)  # mmsegmentation 1.2 draws each 50th batch else
         cfg.visualizer.save_dir = folder
 
 
@@ -88,7 +89,7 @@ def main() -> None:
     if is_main_process():
         width = max(map(len, metrics), default=0)
         for name, value in metrics.items():
-            print(f'{name:{width}}  {value:.4f}' if isinstance(value, float) else f'{name:{width}}  {value}')
+            print(f'{name:{width}}  {value:.4f}' if isinstance(value, Real) else f'{name:{width}}  {value}')
 
 
 if __name__ == '__main__':
