@@ -4,6 +4,7 @@ import argparse
 import atexit
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Sequence
 
@@ -142,6 +143,19 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
     if content is not None and not cfg.get('resume'):
         require_fit(runner.model, content, cfg.load_from, least_fit)
     return runner
+
+
+def leave() -> None:
+    """Ends a process that has done its work; call it last.
+
+    Processes that talked over gloo end at once, after all exit handlers: as the interpreter takes itself apart, gloo's
+    threads sometimes abort them, and torchrun would report a failure.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == 'gloo':
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def require_fit(model: nn.Module, content: dict, checkpoint: str, least: float) -> None:

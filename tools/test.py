@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from runner_setup import add_common_arguments, build_runner, check_data, load_config
+from runner_setup import add_common_arguments, build_runner, check_data, leave, load_config
 
 from partialnet_mm.utils.deploy import merge_model
 
@@ -94,3 +94,4 @@ def main() -> None:
 
 if __name__ == '__main__':
     main()
+    leave()

@@ -4,7 +4,7 @@ import argparse
 import os
 
 import torch
-from runner_setup import add_common_arguments, build_runner, check_data, load_config
+from runner_setup import add_common_arguments, build_runner, check_data, leave, load_config
 
 
 def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
@@ -45,3 +45,4 @@ def main() -> None:
 
 if __name__ == '__main__':
     main()
+    leave()
