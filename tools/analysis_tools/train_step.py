@@ -8,8 +8,7 @@ import argparse
 import copy
 import multiprocessing
 import statistics
-from contextlib import contextmanager
-from typing import Callable, Iterator
+from typing import Callable
 
 import timm
 import torch
@@ -150,14 +149,6 @@ def difference(arch: str, args: argparse.Namespace) -> 'tuple[float, float]':
             ((gradient - plain_gradient).norm() / plain_gradient.norm()).item())
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    yield
-    torch.set_num_threads(before)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--archs', nargs='+', choices=ARCHS, default=['t2'])
@@ -173,22 +164,22 @@ def main() -> None:
         parser.error('--device cuda: torch sees no GPU')
 
     table = Table('network', 's / step', 'images / s', 'time over FasterNet (quartiles)', 'peak memory (MiB)')
-    with threads(args.threads):
-        for arch in track(args.archs, description='networks', console=Console(stderr=True)):
-            steps = {name: training_step(name, arch, args) for name in NAMES}
-            times = time_in_turns(steps, args.rounds)
-            del steps
-            for name in NAMES:
-                ratio = ratio_in_turns(times, name, NAMES[-1])
-                seconds = statistics.median(times[name])
-                table.add_row(f'{name}-{arch.upper()}', f'{seconds:.3f}', f'{args.batch / seconds:.1f}',
-                              f'{ratio["median"]:.2f} ({ratio["low"]:.2f}-{ratio["high"]:.2f})',
-                              f'{measure_memory(name, arch, args) / 2**20:.0f}')
-            loss, gradient = difference(arch, args)
-            table.add_section()
-            table.caption = (f'{args.device}, {args.threads} threads, batch {args.batch}, {args.size} x {args.size}, '
-                             f'{args.rounds} rounds in turns, torch {torch.__version__}; PartialNet against its plain '
-                             f'form in float64, relative: loss {loss:.0e}, gradient {gradient:.0e} ({arch.upper()})')
+    torch.set_num_threads(args.threads)
+    for arch in track(args.archs, description='networks', console=Console(stderr=True)):
+        steps = {name: training_step(name, arch, args) for name in NAMES}
+        times = time_in_turns(steps, args.rounds)
+        del steps
+        for name in NAMES:
+            ratio = ratio_in_turns(times, name, NAMES[-1])
+            seconds = statistics.median(times[name])
+            table.add_row(f'{name}-{arch.upper()}', f'{seconds:.3f}', f'{args.batch / seconds:.1f}',
+                          f'{ratio["median"]:.2f} ({ratio["low"]:.2f}-{ratio["high"]:.2f})',
+                          f'{measure_memory(name, arch, args) / 2**20:.0f}')
+        loss, gradient = difference(arch, args)
+        table.add_section()
+        table.caption = (f'{args.device}, {args.threads} threads, batch {args.batch}, {args.size} x {args.size}, '
+                         f'{args.rounds} rounds in turns, torch {torch.__version__}; PartialNet against its plain '
+                         f'form in float64, relative: loss {loss:.0e}, gradient {gradient:.0e} ({arch.upper()})')
     Console().print(table)
 
 
