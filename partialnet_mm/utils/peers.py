@@ -1,0 +1,143 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Classifiers by name, of this project and of other libraries, in the form that they are deployed in."""
+import difflib
+import importlib.util
+from typing import List, NamedTuple, Sequence
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..models import PartialNet
+from ..zoo import config_path
+from .build import build_model
+from .deploy import merge_model
+from .norm_folding import draw_norms, fold_batch_norms
+
+#: Before the name of a network, and what has it.
+LIBRARIES = ('timm', 'torchvision', 'mmpretrain')
+#: Relative difference that folding may make to the output, in float32. A norm folded wrongly makes one near 1.
+TOLERANCE = 1e-3
+
+
+class MergedNorms(NamedTuple):
+    """How many batch norms are gone, and how many are left."""
+
+    merged: int
+    left: int
+
+
+def check_name(name: str) -> None:
+    """Says what is wrong with the name of a network, before anything is built.
+
+    Args:
+        name (str): See :func:`build_network`.
+
+    Raises:
+        ValueError: If no library has it, or the library is not installed.
+    """
+    library, _, short = name.rpartition(':')
+    known = [f'partialnet_{arch}' for arch in PartialNet.arch_settings]
+    if name in known:
+        return
+    library = library or 'timm'
+    if library not in LIBRARIES:
+        raise ValueError(f'network {name!r} is of the library {library!r}; allowed are {", ".join(LIBRARIES)}')
+    if importlib.util.find_spec(library) is None:
+        raise ValueError(f'network {name!r} needs {library}, which is not installed')
+    names = _names(library)
+    if short not in names:
+        near = difflib.get_close_matches(short, names + known, n=3)
+        raise ValueError(f'there is no network {short!r} in {library}'
+                         f'{f"; near it are {near}" if near else ""}. Allowed are partialnet_ARCH with ARCH one of '
+                         f'{", ".join(PartialNet.arch_settings)}, a name of timm, torchvision:NAME and mmpretrain:NAME')
+
+
+def _names(library: str) -> List[str]:
+    if library == 'timm':
+        import timm
+        return timm.list_models()
+    if library == 'torchvision':
+        import torchvision
+        return torchvision.models.list_models()
+    import mmpretrain
+    return mmpretrain.list_models(task='Image Classification')
+
+
+def build_network(name: str) -> nn.Module:
+    """Builds a classifier of 1000 classes with random weights.
+
+    Args:
+        name (str): 'partialnet_s' for a variant of this project, as its
+            pretraining config has it; a name of timm, such as 'fasternet_s';
+            'torchvision:NAME'; 'mmpretrain:NAME'.
+
+    Returns:
+        nn.Module: In evaluation mode, its norms as in training. Takes images
+        (B, 3, H, W), returns logits.
+
+    Raises:
+        ValueError: If there is no such network.
+    """
+    check_name(name)
+    library, _, short = name.rpartition(':')
+    if name.startswith('partialnet_'):
+        arch = name[len('partialnet_'):]
+        cfg = Config.fromfile(config_path(f'pretrain/partialnet_{arch.partition("-")[0]}_in1k.py'))
+        cfg.model.backbone.arch = arch
+        cfg.model.train_cfg = None  # batch augmentation is for training
+        return build_model(cfg).eval()
+    if library == 'torchvision':
+        import torchvision
+        return torchvision.models.get_model(short, weights=None).eval()
+    if library == 'mmpretrain':
+        import mmpretrain
+        return mmpretrain.get_model(short, pretrained=False).eval()
+    import timm
+    return timm.create_model(short).eval()
+
+
+def merge_network(model: nn.Module, shape: Sequence[int]) -> MergedNorms:
+    """Brings a network into the form that it is deployed in: all batch norms that can be are merged.
+
+    First what the network merges itself (PartialNet, RepVGG, LeViT, ...), then
+    each norm after a convolution or linear layer. Its batch norms get random
+    weights and statistics before, so that the comparison of outputs can fail.
+
+    Args:
+        model (nn.Module): On the CPU, in evaluation mode; changed in place.
+        shape (Sequence[int]): (H, W) of the images to compare with.
+
+    Returns:
+        MergedNorms: Numbers of norms.
+
+    Raises:
+        RuntimeError: If the network cannot take images of that shape, or if
+            the merged one computes something else.
+    """
+    images = torch.randn(2, 3, *shape)
+    before = _count_norms(model)
+    draw_norms(model, lambda: model(images))
+    with torch.no_grad():
+        expected = model(images)
+        if any(hasattr(module, 'switch_to_deploy') for module in model.modules()):
+            merge_model(model)
+        elif any(hasattr(module, name) for module in model.modules() for name in ('fuse', 'reparameterize')):
+            from timm.utils import reparameterize_model
+            reparameterize_model(model, inplace=True)
+        fold_batch_norms(model, lambda: model(images))
+        difference = _relative_difference(model(images), expected)
+    if not difference < TOLERANCE:
+        raise RuntimeError(f'without its batch norms {type(model).__name__} computes something else: its output '
+                           f'differs by {difference:.1e} of its length, allowed are {TOLERANCE:.0e}')
+    left = _count_norms(model)
+    return MergedNorms(before - left, left)
+
+
+def _relative_difference(mine: Tensor, expected: Tensor) -> float:
+    return ((mine - expected).norm() / expected.norm()).item()
+
+
+def _count_norms(model: nn.Module) -> int:
+    return sum(isinstance(module, _BatchNorm) for module in model.modules())
