@@ -33,10 +33,13 @@ class RelativePositionBias(nn.Module):
 
     def __init__(self, num_heads: int, alpha: int = 20, beta: int = 40, gamma: int = 160) -> None:
         super().__init__()
-        self.alpha = alpha
-        self.beta = beta
-        self.gamma = gamma
         self.table = nn.Parameter(torch.zeros(num_heads, beta + 1))
+        # Bucket k begins at the square of the distance here; rounding takes in what is half a step nearer.
+        far_scale = (beta - alpha) / math.log(gamma / alpha)
+        buckets = [d if d <= alpha else min(beta, round(alpha + math.log(d / alpha) * far_scale))
+                   for d in range(gamma + 1)]
+        nearest = [next(d for d, bucket in enumerate(buckets) if bucket >= k) for k in range(1, beta + 1)]
+        self.first_squares = tuple(d * d - d + 1 for d in nearest)
 
     def buckets(self, height: int, width: int) -> Tensor:
         """Bucket of each pair of positions of a map.
@@ -51,17 +54,16 @@ class RelativePositionBias(nn.Module):
         device = self.table.device
         rows = torch.arange(height, device=device)
         columns = torch.arange(width, device=device)
-        # The distance depends on the two offsets alone, so the logarithm is
-        # taken H * W times, not (H * W) ** 2 times.
-        distance = torch.sqrt((rows[:, None] ** 2 + columns[None, :] ** 2).float()).round()
-        scale = (self.beta - self.alpha) / math.log(self.gamma / self.alpha)
-        far = self.alpha + torch.log(distance.clamp(min=1) / self.alpha) * scale
-        by_offset = torch.where(distance <= self.alpha, distance, far.round().clamp(max=self.beta)).long()
-        row_offset = (rows[:, None] - rows[None, :]).abs()
-        column_offset = (columns[:, None] - columns[None, :]).abs()
+        squares = (rows * rows)[:, None] + columns * columns
+        by_offset = (squares[:, :, None] >= torch.tensor(self.first_squares, device=device)).sum(-1)
+        # The bucket depends on the offsets alone, so they are handed out: to pairs of columns first, as long as there
+        # are few, then by whole rows.
+        by_columns = by_offset.index_select(1, (columns[:, None] - columns).abs().flatten())
+        by_pair = by_columns.index_select(0, (rows[:, None] - rows).abs().flatten())
         length = height * width
-        return by_offset[row_offset[:, None, :, None], column_offset[None, :, None, :]].reshape(length, length)
+        return by_pair.view(height, height, width, width).transpose(1, 2).reshape(length, length)
 
     def forward(self, height: int, width: int) -> Tensor:
         """Bias to add to the attention logits, (1, heads, H * W, H * W)."""
-        return self.table[:, self.buckets(height, width)].unsqueeze(0)
+        length = height * width
+        return self.table.index_select(1, self.buckets(height, width).flatten()).view(1, -1, length, length)
