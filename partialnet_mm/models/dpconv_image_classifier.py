@@ -12,8 +12,7 @@ from .dpconv_objective import Losses, SearchObjective
 class DPConvClassifier(ImageClassifier):
     """mmpretrain's classifier, trained to find split ratios within a budget (Sec. 3.2 of the paper).
 
-    Its loss is that of :class:`SearchObjective`, term by term; all ratios
-    start at the budget's.
+    Its loss is that of :class:`SearchObjective`, term by term.
 
     Args:
         backbone (dict): Network with DPConv layers, as a PartialNet of
@@ -25,6 +24,8 @@ class DPConvClassifier(ImageClassifier):
         order_weight (float): lambda of the paper. Defaults to 0.9.
         warmup_epochs (int): Epochs with fixed ratios, which need
             :class:`RatioHook`. Defaults to 0.
+        start_kappa (float, optional): Budget whose ratio all layers start at;
+            None for ``kappa``, 1 for all channels. Defaults to None.
         pretrained, train_cfg, data_preprocessor, init_cfg: As in mmpretrain's
             ImageClassifier.
 
@@ -43,13 +44,14 @@ class DPConvClassifier(ImageClassifier):
                  cost_exponent: float = -0.01,
                  order_weight: float = 0.9,
                  warmup_epochs: int = 0,
+                 start_kappa: Optional[float] = None,
                  pretrained: Optional[str] = None,
                  train_cfg: Optional[dict] = None,
                  data_preprocessor: Optional[dict] = None,
                  init_cfg: Union[dict, List[dict], None] = None) -> None:
         super().__init__(backbone, neck, head, pretrained, train_cfg, data_preprocessor, init_cfg)
         self.objective = SearchObjective(self, kappa, cost_exponent, order_weight, warmup_epochs)
-        self.objective.start_at_budget()
+        self.objective.start_at_budget(start_kappa)
 
     def loss(self, inputs: Tensor, data_samples: list) -> Losses:
         """The terms of the search's loss: see :meth:`SearchObjective.weigh`."""

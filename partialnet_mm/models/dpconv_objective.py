@@ -1,7 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """What a search for split ratios minimizes: the task's loss, held to a budget (Eq. (9) of the paper)."""
 from numbers import Real
-from typing import Dict, List, Union
+from typing import Dict, List, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +45,7 @@ class SearchObjective(nn.Module):
                  order_weight: float = 0.9,
                  warmup_epochs: int = 0) -> None:
         super().__init__()
-        if not isinstance(kappa, Real) or not kappa >= 1:
-            raise ValueError('kappa must be at least 1, the budget of convolutions of all channels; '
-                             f'got {kappa!r}')
+        kappa = _checked_kappa('kappa', kappa)
         if not isinstance(cost_exponent, Real) or not cost_exponent < 0:
             raise ValueError(f'cost_exponent must be negative, got {cost_exponent!r}')
         if not isinstance(order_weight, Real) or not order_weight >= 0:
@@ -66,18 +64,29 @@ class SearchObjective(nn.Module):
         if full_cost < kappa * least_cost:
             raise ValueError(f'kappa={kappa!r} is a budget below the least cost of the {len(self.layers)} layers; '
                              f'allowed is up to {full_cost / least_cost:g}')
-        self.kappa = float(kappa)
+        self.kappa = kappa
         self.budget = full_cost / kappa
         self.cost_exponent = cost_exponent
         self.order_weight = order_weight
         self.warmup_epochs = warmup_epochs
         self.register_buffer('epoch', torch.tensor(-1))
 
-    def start_at_budget(self) -> None:
-        """Sets all layers to the largest ratio that the budget allows them all; to their least where that is larger."""
+    def start_at_budget(self, kappa: Optional[float] = None) -> None:
+        """Sets all layers to the largest ratio that a budget allows them all; to their least where that is larger.
+
+        Args:
+            kappa (float, optional): The budget; None for the objective's own,
+                which is what the paper's author does. With 1, all channels, a
+                search begins with layers that are trained and over budget,
+                and decides where to close them. Defaults to None.
+
+        Raises:
+            ValueError: If ``kappa`` is below 1.
+        """
+        kappa = self.kappa if kappa is None else _checked_kappa('start_kappa', kappa)
         for gates in self.layers.values():
             ratios = [0.5**closed for closed in range(len(gates.t) + 1)]
-            gates.start_at(next((ratio for ratio in ratios if ratio * self.kappa <= 1), ratios[-1]))
+            gates.start_at(next((ratio for ratio in ratios if ratio * kappa <= 1), ratios[-1]))
 
     def set_epoch(self, epoch: int) -> None:
         """Notes the epoch that begins, from 0; :class:`RatioHook` calls it."""
@@ -162,3 +171,9 @@ class SearchObjective(nn.Module):
             budget=self.budget,
             split_ratio={name: gates.split_ratio for name, gates in self.layers.items()},
             illegal=[name for name, gates in self.layers.items() if not is_legal(gates.t)])
+
+
+def _checked_kappa(name: str, kappa: float) -> float:
+    if not isinstance(kappa, Real) or not kappa >= 1:
+        raise ValueError(f'{name} must be at least 1, the budget of convolutions of all channels; got {kappa!r}')
+    return float(kappa)
