@@ -38,7 +38,8 @@ def map_layers(model: nn.Module, inputs: Tensor) -> Dict[str, Optional[MapLayer]
         module.register_forward_hook(lambda module, args, output, name=name: record(name, output))
         for name, module in model.named_modules() if name]
     try:
-        with torch.no_grad():
+        # Without gradients, layers may call the modules inside of them on pieces of the map.
+        with torch.enable_grad():
             model(inputs)
     finally:
         for handle in handles:

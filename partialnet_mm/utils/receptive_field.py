@@ -53,8 +53,8 @@ def largest_pixels(contributions: Tensor, part: float) -> Tensor:
     held = values.cumsum(0)
     if not held[-1] > 0:
         raise ValueError('no pixel contributes to the middle of the map')
-    # The pixel that reaches the part belongs to it; rounding must not add one.
-    count = int((held < part * held[-1] * (1 - 1e-9)).sum()) + 1
+    # The pixel that reaches the part belongs to it; float32's rounding must not add one.
+    count = int((held < part * held[-1] * (1 - 1e-6)).sum()) + 1
     chosen = torch.zeros_like(order, dtype=torch.bool)
     chosen[order[:count]] = True
     return chosen.view_as(contributions)

@@ -70,8 +70,8 @@ def split_maps(model: nn.Module, names: List[str], image: Tensor) -> Dict[str, S
 
     def keep(key: str, module: Optional[nn.Module]) -> None:
         if module is not None:
-            handles.append(module.register_forward_hook(
-                lambda module, args, output: kept.update({f'{key} in': args[0][0], f'{key} out': output[0].clone()})))
+            handles.append(module.register_forward_hook(lambda module, args, output: kept.update(
+                {f'{key} in': args[0][0].detach().clone(), f'{key} out': output[0].detach().clone()})))
 
     for name in names:
         layer, block = model.get_submodule(name), model.get_submodule(name.rpartition('.')[0])
@@ -81,7 +81,8 @@ def split_maps(model: nn.Module, names: List[str], image: Tensor) -> Dict[str, S
         # The merged form of PAT_sp has no logit of its own.
         keep(f'{name} spatial', getattr(getattr(block, 'spatial_attention', None), 'logit_conv', None))
     try:
-        with torch.no_grad():
+        # Without gradients, layers may call the modules inside of them on pieces of the map.
+        with torch.enable_grad():
             model(image)
     finally:
         for handle in handles:

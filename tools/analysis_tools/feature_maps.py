@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, 'one image file', several=False)
     parser.add_argument('--output', required=True, type=Path, help='picture to write: .png, .jpg, .svg, .pdf')
-    parser.add_argument('--layers', nargs='+', metavar='NAME',
+    parser.add_argument('--layer', nargs='+', metavar='NAME',
                         help='e.g. backbone.stages.2.5.token_mixer (default: the last one of each stage)')
     parser.add_argument('--channels', type=int, default=4, help='to draw of either part (default: 4)')
     args = parser.parse_args()
@@ -126,7 +126,7 @@ def main() -> 'int | None':
         classifier = load_classifier(args.config, args.checkpoint, args.cfg_options, args.device)
         inputs = prepare(classifier, [image])
         model = classifier.model
-        found = split_maps(model, args.layers, inputs) if args.layers else last_of_each_size(model, inputs)
+        found = split_maps(model, args.layer, inputs) if args.layer else last_of_each_size(model, inputs)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f'nothing was drawn: {error}', file=sys.stderr)
         return 1

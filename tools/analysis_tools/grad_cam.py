@@ -2,7 +2,8 @@
 """Draws what trained classifiers look at: heat maps of Grad-CAM over photographs, one column a network.
 
 Images come in the first column; above each heat map stand the class that the network predicts and its score. The map
-is of that class, or of --class. It says what speaks for the class as the named layer sees it.
+is of that class, or of --class. It says what speaks for the class as the layer sees it, each map on a scale of its own;
+"empty" is a map where nothing does.
 """
 import argparse
 import sys
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 MOST = 16
 #: Longer side of a photograph in the picture, in pixels.
 SIDE = 200
+#: How many letters of a file's name, the last ones, stand above its photograph.
+LETTERS = 30
 
 
 class Column(NamedTuple):
@@ -40,8 +43,8 @@ def parse_args() -> argparse.Namespace:
     add_arguments(parser, f'image files, or folders, which are searched with all inside; at most {MOST} images')
     parser.add_argument('--output', required=True, type=Path, help='picture to write: .png, .jpg, .svg, .pdf')
     where = parser.add_mutually_exclusive_group()
-    where.add_argument('--layer', help='layer of every network, e.g. backbone.stages.2.5 (default: the last stage\'s '
-                       'last block)')
+    where.add_argument('--layer', nargs='+', metavar='NAME', help='layers of every network, e.g. backbone.stages.2.5; '
+                       "one column for each (default: the last stage's last block)")
     where.add_argument('--stages', action='store_true', help='one column for each stage: every size of the maps')
     parser.add_argument('--class', dest='target', metavar='NAME_OR_INDEX',
                         help='class that the maps are of (default: the one that each network predicts)')
@@ -89,7 +92,7 @@ def look(name: str, classifier: 'ImageClassificationInferencer', paths: Sequence
         titles = [title if own == label else f'{title} ({names[label]} {score[label]:.2f})'
                   for title, own, score in zip(titles, best, scores)]
     if args.layer:
-        layers = [find_map_layer(classifier.model, inputs, args.layer)]
+        layers = [find_map_layer(classifier.model, inputs, layer) for layer in args.layer]
     else:
         layers = stage_layers(classifier.model, inputs)
         layers = layers if args.stages else layers[-1:]
@@ -99,7 +102,8 @@ def look(name: str, classifier: 'ImageClassificationInferencer', paths: Sequence
         heats = heat_maps(classifier.model, layer.name, inputs, labels, args.method)
         pictures = [draw_over(*part) for part in zip(photographs, heats, boxes)]
         heading = f'{name}\n{layer.name.replace("backbone.", "", 1)}, {layer.height} x {layer.width}'
-        columns.append(Column(heading, titles, pictures))
+        marked = [title if heat.max() > 0 else f'{title}, empty' for title, heat in zip(titles, heats)]
+        columns.append(Column(heading, marked, pictures))
     return columns
 
 
@@ -130,7 +134,7 @@ def main() -> 'int | None':
             raise ValueError(f'{len(paths)} images are more than the {MOST} of a picture')
         networks = load_networks(args)
         photographs = [mmcv.imread(path, channel_order='rgb') for path in paths]
-        titles = ['/'.join(Path(path).parts[-2:]) for path in paths]
+        titles = ['/'.join(Path(path).parts[-2:])[-LETTERS:] for path in paths]
         columns = [Column('image', titles, [enlarge(photograph) for photograph in photographs])]
         for name, classifier in networks.items():
             columns += look(name, classifier, paths, photographs, args)

@@ -31,7 +31,8 @@ def parse_args() -> argparse.Namespace:
                         help='at most so many images, evenly spread over those that were found (default: 64)')
     parser.add_argument('--batch-size', type=int, default=16, help='images at a time (default: 16)')
     where = parser.add_mutually_exclusive_group()
-    where.add_argument('--layer', help="layer of every network (default: the last stage's last block)")
+    where.add_argument('--layer', nargs='+', metavar='NAME',
+                       help="layers of every network, e.g. backbone.stages.2.5 (default: the last stage's last block)")
     where.add_argument('--stages', action='store_true', help='every stage, not the last one alone')
     parser.add_argument('--output', type=Path, help='picture to write: .png, .jpg, .svg, .pdf')
     args = parser.parse_args()
@@ -52,9 +53,11 @@ def measure(args: argparse.Namespace, paths: List[str]) -> Dict[str, Dict[str, T
     layers = {}
     for name, classifier in networks.items():
         first = prepare(classifier, paths[:1])
-        found = [find_map_layer(classifier.model, first, args.layer)] if args.layer else stage_layers(
-            classifier.model, first)
-        layers[name] = found if args.stages else found[-1:]
+        if args.layer:
+            layers[name] = [find_map_layer(classifier.model, first, layer) for layer in args.layer]
+        else:
+            found = stage_layers(classifier.model, first)
+            layers[name] = found if args.stages else found[-1:]
     batches = [paths[i:i + args.batch_size] for i in range(0, len(paths), args.batch_size)]
     for name, classifier in networks.items():
         sums: Dict[str, Tensor] = {}
@@ -68,22 +71,28 @@ def measure(args: argparse.Namespace, paths: List[str]) -> Dict[str, Dict[str, T
     return fields
 
 
+def share(field: Tensor, part: float) -> str:
+    """The share of the area that holds a part of the gradient."""
+    return f'{largest_pixels(field, part).double().mean():.1%}'
+
+
 def draw(fields: Dict[str, Dict[str, Tensor]], path: Path) -> None:
-    """Draws one row a network: gradients by their logarithm, and the shares above them."""
+    """Draws gradients by their logarithm, with their shares: a row a network, or one row where each has one layer."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
     from matplotlib.colors import LogNorm
     columns = max(map(len, fields.values()))
-    figure, grid = plt.subplots(len(fields), columns, figsize=(2.6 * columns + 0.8, 2.9 * len(fields)), squeeze=False,
+    shape = (len(fields), columns) if columns > 1 else (1, len(fields))
+    figure, grid = plt.subplots(*shape, figsize=(2.6 * shape[1] + 0.8, 2.9 * shape[0]), squeeze=False,
                                 layout='constrained')
-    for cells, (name, layers) in zip(grid, fields.items()):
+    for cells, (name, layers) in zip(grid.reshape(len(fields), columns), fields.items()):
         for cell in cells:
             cell.set_axis_off()
         for cell, (label, field) in zip(cells, layers.items()):
             shown = cell.imshow((field / field.max()).clamp(min=FLOOR).numpy(), norm=LogNorm(FLOOR, 1), cmap='magma')
-            cell.set_title(f'{name}\n{label}\n' + ', '.join(
-                f'{part:.0%} in {largest_pixels(field, part).double().mean():.1%}' for part in PARTS), fontsize=9)
+            shares = ', '.join(f'{part:.0%} in {share(field, part)}' for part in PARTS)
+            cell.set_title(f'{name}\n{label}\n{shares}', fontsize=9)
     figure.colorbar(shown, ax=grid, shrink=0.8, label='gradient over that of the largest pixel')
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -105,7 +114,7 @@ def main() -> 'int | None':
     print(f'|{"---|" * (2 + len(PARTS))}')
     for name, layers in fields.items():
         for label, field in layers.items():
-            shares = ' | '.join(f'{largest_pixels(field, part).double().mean():.1%}' for part in PARTS)
+            shares = ' | '.join(share(field, part) for part in PARTS)
             print(f'| {name} | {label} | {shares} |')
     if args.output:
         draw(fields, args.output)
