@@ -117,7 +117,8 @@ class _Observer(TorchFunctionMode):
         elif func in (F.conv1d, F.conv2d, F.conv3d, F.linear):
             weight = args[1] if len(args) > 1 else kwargs['weight']
             self.runs[id(weight)] += 1
-            if id(weight) in self.layers:
+            # a linear layer has its channels last, and a norm in the second dimension
+            if id(weight) in self.layers and (func is not F.linear or result.dim() == 2):
                 self.outputs[id(result)] = (result, self.layers[id(weight)])
                 self.uses[id(result)] = 0  # those counted had its id before
         return result

@@ -42,6 +42,8 @@ def draw(points: Sequence[Point], label: str, title: str, path: Path) -> None:
             axes.annotate(point.name[len(name):].lstrip('- '), (point.measured, point.top1), fontsize=8,
                           xytext=(4, -9), textcoords='offset points')
     axes.set_xscale('log')
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks('{x:g}')
     axes.set_xlabel(f'{label}, measured')
     axes.set_ylabel('ImageNet-1k top-1 (%) as printed in the paper, not measured here')
     axes.set_title(title, fontsize=9, wrap=True)
