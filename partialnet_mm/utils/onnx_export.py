@@ -96,6 +96,7 @@ def differences(model: 'onnx.ModelProto', network: nn.Module, shapes: Sequence[S
 
     Raises:
         ImportError: If a package is missing.
+        ValueError: If onnxruntime cannot run the model.
     """
     require_onnx()
     import onnxruntime
@@ -108,7 +109,10 @@ def differences(model: 'onnx.ModelProto', network: nn.Module, shapes: Sequence[S
         images = torch.randn(tuple(shape), generator=generator)
         with torch.no_grad():
             wanted = _as_tuple(network(images))
-        outputs = [torch.from_numpy(output) for output in session.run(None, {INPUT: images.numpy()})]
+        try:
+            outputs = [torch.from_numpy(output) for output in session.run(None, {INPUT: images.numpy()})]
+        except Exception as error:  # onnxruntime's own types
+            raise ValueError(f'onnxruntime cannot run the model on images of shape {tuple(shape)}: {error}') from error
         if [output.shape for output in outputs] != [want.shape for want in wanted]:
             found.append(float('inf'))
             continue

@@ -89,7 +89,7 @@ def find_backbone(model: nn.Module) -> PartialNet:
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, PartialNet)}
     if len(found) != 1:
-        raise ValueError(f'the model of the config, a {type(model).__name__}, holds '
+        raise ValueError(f'the model of the config ({type(model).__name__}) holds '
                          f'{"no PartialNet" if not found else "PartialNets " + ", ".join(map(repr, found))}; '
                          'needed is one')
     (backbone, ) = found.values()
@@ -176,7 +176,10 @@ def main() -> None:
     if not args.no_check:
         shapes = checked_shapes(args, backbone.in_channels)
         with log.status('running in onnxruntime'):
-            found = differences(exported, network, shapes)
+            try:
+                found = differences(exported, network, shapes)
+            except ValueError as error:
+                parser.exit(1, f'nothing was written: {error}\n')
         for shape, difference in zip(shapes, found):
             print(f'{" x ".join(map(str, shape))}: largest difference {difference:.1e} of the largest value')
         if not all(difference < TOLERANCE for difference in found):
