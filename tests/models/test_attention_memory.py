@@ -63,18 +63,26 @@ def alive() -> 'tuple[int, int]':
     return len(tensors), sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def state(network: PartialNet) -> dict:
-    """Every attribute of every module but the containers of modules, buffers and parameters, and the names of those."""
-    return {name: {key: sorted(value) if isinstance(value, dict) else repr(value)
-                   for key, value in vars(module).items()} for name, module in network.named_modules()}
+def attributes(network: PartialNet) -> 'dict[str, list[str]]':
+    """Names of the attributes, parameters and buffers of each module."""
+    return {name: sorted([*vars(module), *module._parameters, *module._buffers])
+            for name, module in network.named_modules()}
 
 
-def test_inference_keeps_nothing_of_the_sizes_it_has_seen(network):
-    kept, before = state(network), alive()
-    counts = []
-    for height, width in SIZES:
+def test_inference_keeps_nothing_that_grows_with_the_sizes_it_has_seen(network):
+    def infer(height: int, width: int) -> None:
         with torch.no_grad():
             network(torch.randn(1, 3, height, width))
-        counts.append(alive())
-    assert counts == [before] * len(SIZES)
-    assert state(network) == kept
+
+    names, _, before = attributes(network), *alive()
+    infer(*SIZES[0])
+    one_size = alive()
+    for size in SIZES:
+        infer(*size)
+    # What a layer may keep are the buckets of its last map, where that has up to 256 places; this one has 361.
+    infer(608, 608)
+    _, most = alive()
+    assert most - before <= DEPTH * 256**2 * 8 < DEPTH * 361**2 * 8
+    infer(*SIZES[0])
+    assert alive() == one_size
+    assert attributes(network) == names
