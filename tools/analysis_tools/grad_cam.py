@@ -120,7 +120,7 @@ def draw(columns: List[Column], path: Path) -> None:
             cell.imshow(picture)
             cell.set_axis_off()
             cell.set_title(f'{column.heading}\n\n{title}' if i == 0 else title, fontsize=9)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=75)
     plt.close(figure)
 
 

@@ -73,7 +73,7 @@ def measure(args: argparse.Namespace, paths: List[str]) -> Dict[str, Dict[str, T
 
 def share(field: Tensor, part: float) -> str:
     """The share of the area that holds a part of the gradient."""
-    return f'{largest_pixels(field, part).double().mean():.1%}'
+    return f'{largest_pixels(field, part).double().mean():.2%}'
 
 
 def draw(fields: Dict[str, Dict[str, Tensor]], path: Path) -> None:
