@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from .conv_mlp import ConvMLP
 from .fusion import fold_affine_before, fold_scale_after
+from .merged_block import has_matrix_form, reads_weights_from_memory, run_as_matrices, runs_as_matrices
+from .merged_tokens import store_as_read, store_as_usual
 from .patconv import PartialSpatialAttention
 
 
@@ -54,15 +56,21 @@ class PartialNetBlock(nn.Module):
         self.spatial_attention = None
         if attends:
             self.spatial_attention = PartialSpatialAttention(channels, norm_cfg, spatial_attention == 'full', deploy)
+        self.has_matrix_form = has_matrix_form(token_mixer, self.spatial_attention)
         self.merged = deploy
         self.drop_path = DropPath(drop_path_rate)
         self.layer_scale = None
         # The merged form has it in its convolutions.
         if layer_scale_init_value > 0 and not deploy:
             self.layer_scale = nn.Parameter(torch.full((channels, 1, 1), float(layer_scale_init_value)))
+        self.stored_as_read = False
+        if deploy:
+            self._store_weights()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
+        if self.has_matrix_form and runs_as_matrices(self, x):
+            return run_as_matrices(self, x)
         return x + self.drop_path(self._mix_channels(self.token_mixer(x)))
 
     def _mix_channels(self, x: Tensor) -> Tensor:
@@ -87,6 +95,20 @@ class PartialNetBlock(nn.Module):
         else:
             self.mlp.conv2 = fold_scale_after(self.mlp.conv2, self.layer_scale)
         self.layer_scale = None
+        self._store_weights()
+
+    def _store_weights(self) -> None:
+        on_cpu = self.mlp.conv1.weight.device.type == 'cpu'
+        if self.stored_as_read and not on_cpu:
+            store_as_usual(self)
+        elif on_cpu and self.merged and self.has_matrix_form and reads_weights_from_memory(self):
+            store_as_read(self)
+        self.stored_as_read = on_cpu
+
+    def _apply(self, *args: object, **kwargs: object) -> 'PartialNetBlock':
+        super()._apply(*args, **kwargs)
+        self._store_weights()  # it may have been moved to another device
+        return self
 
 
 class PartialNetBlockV2(PartialNetBlock):
@@ -99,5 +121,7 @@ class PartialNetBlockV2(PartialNetBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
+        if self.has_matrix_form and runs_as_matrices(self, x):
+            return run_as_matrices(self, x)
         x = x + self.token_mixer(x)
         return x + self.drop_path(self._mix_channels(x))

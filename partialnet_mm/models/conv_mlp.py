@@ -31,7 +31,7 @@ class ConvMLP(nn.Module):
                  out_channels: 'int | None' = None,
                  deploy: bool = False) -> None:
         super().__init__()
-        hidden = channels * self.expansion
+        self.hidden_channels = hidden = channels * self.expansion
         self.conv1 = nn.Conv2d(channels, hidden, 1, bias=deploy)
         self.norm = nn.Identity() if deploy else build_norm_layer(norm_cfg, hidden)[1]
         self.act = build_activation_layer(act_cfg)

@@ -1,8 +1,10 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The embedding and merging layers before each stage."""
+import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
+from .execution import runs_on_cpu
 from .fusion import fold_norm_after
 from .norm import normalize
 
@@ -32,7 +34,19 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C_in, H, W) to (B, C_out, H // stride, W // stride)."""
+        # PyTorch's convolution rearranges the weights at each call, a product needs the map rearranged.
+        # Sizes are asked for last: compilers and exporters, which get no further, would take them for constants.
+        if (isinstance(self.norm, nn.Identity) and runs_on_cpu(x) and len(x) == 1
+                and 2 * x.numel() <= self.conv.weight.numel()):
+            return self._multiply(x)
         return normalize(self.norm, self.conv(x))
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        size = self.conv.stride[0]
+        height, width = x.shape[2] // size, x.shape[3] // size
+        patches = F.pixel_unshuffle(x[:, :, :height * size, :width * size], size).flatten(2).transpose(1, 2)
+        tokens = F.linear(patches, self.conv.weight.flatten(1), self.conv.bias)
+        return tokens.view(1, height, width, -1).permute(0, 3, 1, 2)
 
     def switch_to_deploy(self) -> None:
         """Merges the norm into the convolution; does nothing the second time."""

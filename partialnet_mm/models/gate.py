@@ -1,10 +1,13 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Channel gates: what PAT_ch weights its attended channels by."""
+from typing import Tuple
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
+from .execution import runs_on_cpu
 from .fusion import fold_norm_after
 from .norm import normalize
 
@@ -19,9 +22,7 @@ class _StatisticsGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
-        # A map of one element has no deviation: with the usual correction it would be NaN.
-        std, mean = torch.std_mean(x, dim=(2, 3), correction=int(x.shape[2] * x.shape[3] > 1))
-        logits = self._mix(torch.stack((mean, std), dim=-1))[:, :, None, None]
+        logits = self._mix(torch.stack(_mean_and_std(x), dim=-1)).view(*x.shape[:2], 1, 1)
         if self.norm is not None:
             logits = normalize(self.norm, logits)
         return F.hardsigmoid(logits)
@@ -35,6 +36,21 @@ class _StatisticsGate(nn.Module):
         if self.norm is not None:
             self.conv = fold_norm_after(self.conv, self.norm, f'the norm of {type(self).__name__}')
             self.norm = None
+
+
+def _mean_and_std(x: Tensor) -> Tuple[Tensor, Tensor]:
+    if runs_on_cpu(x):
+        return _vectorized_mean_and_std(x.flatten(2), dim=2)
+    # A map of one element has no deviation: with the usual correction it would be NaN.
+    std, mean = torch.std_mean(x, dim=(2, 3), correction=int(x.shape[2] * x.shape[3] > 1))
+    return mean, std
+
+
+def _vectorized_mean_and_std(x: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
+    # The same by passes that are vectorized on a CPU; std_mean, which is not, takes ten times as long.
+    mean = x.mean(dim, keepdim=True)
+    variance = (x - mean).square_().sum(dim).div_(max(x.shape[dim] - 1, 1))
+    return mean.squeeze(dim), variance.sqrt_()
 
 
 class GaussianGate(_StatisticsGate):
@@ -56,6 +72,19 @@ class GaussianGate(_StatisticsGate):
 
     def _mix(self, statistics: Tensor) -> Tensor:
         return F.linear(statistics.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
+
+    def of_one_map(self, x: Tensor, dim: int) -> Tensor:
+        """The merged gate of one image's map on a CPU, as a matrix, in few operations.
+
+        Args:
+            x (Tensor): (C, places) or (places, C).
+            dim (int): Which dimension is that of the places.
+
+        Returns:
+            Tensor: Gates, (C,).
+        """
+        statistics = torch.stack(_vectorized_mean_and_std(x, dim), dim=-1).flatten()
+        return F.hardsigmoid(torch.addmv(self.conv.bias, self.conv.weight.flatten(1), statistics))
 
 
 class SRMGate(_StatisticsGate):

@@ -51,6 +51,7 @@ class PartialChannelAttention(nn.Module):
         self.split_sizes = split_channels(channels, split_ratio)
         conv_channels, attended_channels = self.split_sizes
         self.attend_all = attend_all
+        self.attends_part = attended_channels > 0 and not attend_all
         if attend_all:
             attended_channels = channels
         self.conv = nn.Conv2d(conv_channels, conv_channels, 3, padding=1, bias=False)
@@ -127,6 +128,7 @@ class PartialSpatialAttention(nn.Module):
         rest = channels - first
         self.split_sizes = (first, rest)
         self.attended_channels = channels if attend_all else first
+        self.attends_part = not attend_all
         self.merged = deploy
         if deploy:
             self.shift = nn.Parameter(torch.zeros(1, self.attended_channels, 1, 1))
@@ -232,6 +234,7 @@ class PartialSelfAttention(nn.Module):
             attended_channels = channels
         self.conv = nn.Conv2d(conv_channels, conv_channels, 3, padding=1, bias=False)
         self.attends = attended_channels > 0
+        self.attends_part = self.attends and not attend_all
         if self.attends:
             self.num_heads = next(n for n in range(num_heads, 0, -1) if attended_channels % n == 0)
             self.attn_drop_rate = attn_drop_rate
@@ -253,13 +256,16 @@ class PartialSelfAttention(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over all places of the attended part, (B, C_attn, H, W) to the same."""
         batch, channels, height, width = x.shape
-        tokens = self.norm(x.flatten(2).transpose(1, 2))
-        query, key, value = self.qkv(tokens).view(
-            batch, height * width, 3, self.num_heads, channels // self.num_heads).permute(2, 0, 3, 1, 4)
+        tokens = self.attend_tokens(x.flatten(2).transpose(1, 2), height, width)
+        return tokens.transpose(1, 2).reshape(batch, channels, height, width)
+
+    def attend_tokens(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """The same with places before channels, (B, H * W, C_attn) to the same."""
+        batch, places, channels = tokens.shape
+        query, key, value = self.qkv(self.norm(tokens).contiguous()).view(
+            batch, places, 3, self.num_heads, channels // self.num_heads).permute(2, 0, 3, 1, 4)
         # The bias may be float32 beside half-precision queries (autocast): the mask must match them.
         bias = self.position_bias(height, width).to(query.dtype)
         tokens = F.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=self.attn_drop_rate if self.training else 0.)
-        tokens = tokens.transpose(1, 2).reshape(batch, height * width, channels)
-        tokens = self.proj_drop(self.proj(tokens))
-        return tokens.transpose(1, 2).reshape(batch, channels, height, width)
+        return self.proj_drop(self.proj(tokens.transpose(1, 2).reshape(batch, places, channels)))

@@ -1,9 +1,12 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Relative position bias: one learned scalar for each head and bucket of distance."""
 import math
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+
+from .execution import runs_on_cpu
 
 
 class RelativePositionBias(nn.Module):
@@ -19,8 +22,9 @@ class RelativePositionBias(nn.Module):
     Transformer <https://arxiv.org/abs/2107.14222>`_; Sec. 3.1 of PartialNet,
     PAT_sf.
 
-    The buckets are computed from the size of the map at each call: nothing is
-    kept, so maps of any size may follow each other.
+    The buckets are computed from the size of the map, and maps of any size may
+    follow each other. At inference on a CPU those of the last size are kept,
+    where that is as small as in classification.
 
     Args:
         num_heads (int): Attention heads.
@@ -31,9 +35,13 @@ class RelativePositionBias(nn.Module):
             160.
     """
 
+    #: Places of the largest map whose buckets are kept: half a MiB of them.
+    max_kept_length = 256
+
     def __init__(self, num_heads: int, alpha: int = 20, beta: int = 40, gamma: int = 160) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.zeros(num_heads, beta + 1))
+        self._kept: Tuple[Optional[Tuple[int, int]], Optional[Tensor]] = (None, None)
         # Bucket k begins at the square of the distance here; rounding takes in what is half a step nearer.
         far_scale = (beta - alpha) / math.log(gamma / alpha)
         buckets = [d if d <= alpha else min(beta, round(alpha + math.log(d / alpha) * far_scale))
@@ -56,14 +64,24 @@ class RelativePositionBias(nn.Module):
         columns = torch.arange(width, device=device)
         squares = (rows * rows)[:, None] + columns * columns
         by_offset = (squares[:, :, None] >= torch.tensor(self.first_squares, device=device)).sum(-1)
+        row_offsets, column_offsets = (rows[:, None] - rows).abs(), (columns[:, None] - columns).abs()
+        length = height * width
+        if not runs_on_cpu(self.table):
+            # One step, whose shapes compilers and exporters follow for maps of any size.
+            return by_offset[row_offsets[:, None, :, None], column_offsets[:, None]].reshape(length, length)
         # The bucket depends on the offsets alone, so they are handed out: to pairs of columns first, as long as there
         # are few, then by whole rows.
-        by_columns = by_offset.index_select(1, (columns[:, None] - columns).abs().flatten())
-        by_pair = by_columns.index_select(0, (rows[:, None] - rows).abs().flatten())
-        length = height * width
+        by_columns = by_offset.index_select(1, column_offsets.flatten())
+        by_pair = by_columns.index_select(0, row_offsets.flatten())
         return by_pair.view(height, height, width, width).transpose(1, 2).reshape(length, length)
 
     def forward(self, height: int, width: int) -> Tensor:
         """Bias to add to the attention logits, (1, heads, H * W, H * W)."""
         length = height * width
-        return self.table.index_select(1, self.buckets(height, width).flatten()).view(1, -1, length, length)
+        if runs_on_cpu(self.table) and length <= self.max_kept_length:
+            if self._kept[0] != (height, width):
+                self._kept = ((height, width), self.buckets(height, width).flatten())
+            buckets = self._kept[1]
+        else:
+            buckets = self.buckets(height, width).flatten()
+        return self.table.index_select(1, buckets).view(1, -1, length, length)

@@ -1,0 +1,30 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Which way to compute the same function is the quick one."""
+import torch
+from torch import Tensor
+
+# torch 2.1 has these under their first names only.
+_is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
+_autocast_takes_device = hasattr(torch, 'get_autocast_dtype')
+
+
+def _autocasts() -> bool:
+    return torch.is_autocast_enabled('cpu') if _autocast_takes_device else torch.is_autocast_cpu_enabled()
+
+
+def runs_on_cpu(x: Tensor) -> bool:
+    """Whether a map is being computed with on a CPU, at once, in float32 and without gradients.
+
+    There, memory traffic and the number of operations decide, and some layers
+    here have a second way to compute what they compute. Where a gradient is
+    wanted, on other devices, in half precision, and where a compiler, an
+    exporter or a tracer looks on, they keep to plain PyTorch.
+
+    Args:
+        x (Tensor): The map.
+
+    Returns:
+        bool: Whether it is so.
+    """
+    return (x.device.type == 'cpu' and x.dtype == torch.float32 and not torch.is_grad_enabled()
+            and not _autocasts() and not _is_compiling() and not torch.jit.is_tracing())
