@@ -26,7 +26,7 @@ def run_rows(block: nn.Module, x: Tensor) -> Tensor:
     rest = rows.narrow(0, split, channels - split)
     convolved = F.conv2d(x.narrow(1, 0, split), mixer.conv.weight, padding=1).view(split, places)
     gate = mixer.gate.of_one_map(rest, dim=1).view(-1, 1)
-    # A map that is too large for the cache goes through it in pieces, so that what is made in between does not leave it.
+    # A map that is too large for the cache goes through it in pieces: what is made in between does not leave it.
     pieces = -(-places * block.mlp.hidden_channels // (CACHE_VALUES * torch.get_num_threads()))
     if pieces == 1:
         return _add_mlp(block, rows, convolved, rest, gate).view(x.shape)

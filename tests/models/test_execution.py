@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from partialnet_mm.models import PartialNet
-from partialnet_mm.models import merged_block, merged_rows, merged_tokens
+from partialnet_mm.models import PartialNet, merged_block, merged_rows, merged_tokens
 
 
 def merged_network(width=8, depths=(1, 2, 1, 1), **kwargs):
