@@ -38,7 +38,7 @@ def test_sizes(name):
 @pytest.mark.parametrize('base, names', [
     ('pretrain/partialnet_t0_cifar10.py', ['pretrain/fasternet_t0_cifar10.py']),
     ('ablations/partialnet_t0_ch_sp_sf_cifar10.py', [f'ablations/partialnet_t0_{row}_cifar10.py'
-                                                     for row in ('none', 'ch', 'ch_sp')]),
+                                                     for row in ('none', 'ch', 'ch_sp', 'full')]),
 ])
 def test_one_recipe_for_all_that_are_compared(base, names):
     def recipe(name):
@@ -58,3 +58,9 @@ def test_rows_learned_on_cifar10_are_table_4():
         rows[row] = (backbone.get('token_mixers'), backbone.get('spatial_attention'))
     assert rows == dict(none=('partial_conv', 'none'), ch=('pat_ch', 'none'), ch_sp=('pat_ch', None),
                         ch_sp_sf=(None, None))
+
+
+def test_full_attentions_on_cifar10_are_table_3():
+    backbone = Config.fromfile(ABLATIONS / 'partialnet_t0_full_cifar10.py').model.backbone
+    assert list(backbone.token_mixers) == ['full_ch', 'full_ch', 'full_ch', 'full_sf']
+    assert backbone.spatial_attention == 'full'

@@ -3,9 +3,13 @@
 from contextlib import contextmanager, nullcontext
 from typing import Iterator
 
+import torch
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+# Not in torch 2.1, whose compiler leaves checkpoint() to eager execution.
+_is_compiling = getattr(torch.compiler, 'is_compiling', bool)
 
 
 def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
@@ -21,6 +25,8 @@ def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
     Returns:
         Tensor: Its output, with the gradients of the plain call.
     """
+    if _is_compiling():
+        return checkpoint(module, x, use_reentrant=False)
     return checkpoint(module, x, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), _kept_statistics(module)))
 

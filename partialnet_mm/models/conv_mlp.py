@@ -1,8 +1,10 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The MLP of a block, in 1x1 convolutions."""
+import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 
+from .execution import compiles_for_cpu
 from .fusion import fold_norm_after
 from .norm import normalize
 
@@ -39,6 +41,10 @@ class ConvMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C_out, H, W)."""
+        if isinstance(self.norm, nn.Identity) and compiles_for_cpu(x):
+            # The compiler has quicker kernels for these than for 1x1 convolutions, above all in channels_last.
+            x = self.act(F.linear(x.permute(0, 2, 3, 1), self.conv1.weight.flatten(1), self.conv1.bias))
+            return F.linear(x, self.conv2.weight.flatten(1), self.conv2.bias).permute(0, 3, 1, 2)
         return self.conv2(self.act(normalize(self.norm, self.conv1(x))))
 
     def switch_to_deploy(self) -> None:

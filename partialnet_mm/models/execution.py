@@ -5,6 +5,7 @@ from torch import Tensor
 
 # torch 2.1 has these under their first names only.
 _is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 _autocast_takes_device = hasattr(torch, 'get_autocast_dtype')
 
 
@@ -28,3 +29,15 @@ def runs_on_cpu(x: Tensor) -> bool:
     """
     return (x.device.type == 'cpu' and x.dtype == torch.float32 and not torch.is_grad_enabled()
             and not _autocasts() and not _is_compiling() and not torch.jit.is_tracing())
+
+
+def compiles_for_cpu(x: Tensor) -> bool:
+    """Whether ``torch.compile`` is at work on the inference of a map on a CPU.
+
+    Args:
+        x (Tensor): The map.
+
+    Returns:
+        bool: Whether it is so; not for exporters, whose graphs run elsewhere.
+    """
+    return x.device.type == 'cpu' and not torch.is_grad_enabled() and _is_compiling() and not _is_exporting()

@@ -48,7 +48,8 @@ def runs_as_matrices(block: nn.Module, x: Tensor) -> bool:
         listens to its parts, which are not called then, and the input is one
         image of :func:`runs_on_cpu`.
     """
-    if not block.merged or block.training or x.shape[0] > 1 or not runs_on_cpu(x):
+    # The size last: a compiler that has been asked for it would make a graph for each.
+    if not block.merged or block.training or not runs_on_cpu(x) or x.shape[0] > 1:
         return False
     for part in (block.token_mixer, block.mlp, block.spatial_attention):
         if part._forward_hooks or part._forward_pre_hooks:

@@ -141,12 +141,13 @@ class PartialSpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W), or (B, C + 1, H, W) when merged, to (B, C, H, W)."""
         if self.merged:
+            shift = self.shift.to(x.dtype)  # under autocast a float32 one would make the whole map float32
             if self.attended_channels < sum(self.split_sizes):
                 attended, rest, logit = x.split((*self.split_sizes, 1), dim=1)
-                attended = torch.addcmul(self.shift, attended, F.hardsigmoid(logit))
+                attended = torch.addcmul(shift, attended, F.hardsigmoid(logit))
                 return torch.cat((attended, rest), dim=1)
             attended, logit = x.split((self.attended_channels, 1), dim=1)
-            return torch.addcmul(self.shift, attended, F.hardsigmoid(logit))
+            return torch.addcmul(shift, attended, F.hardsigmoid(logit))
         attended, rest = x.split(self.split_sizes, dim=1)
         if self.attended_channels < sum(self.split_sizes):
             attended = attended * F.hardsigmoid(self.logit_conv(attended))
