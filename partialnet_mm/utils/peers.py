@@ -2,6 +2,7 @@
 """Classifiers by name, of this project and of other libraries, in the form that they are deployed in."""
 import difflib
 import importlib.util
+from pathlib import Path
 from typing import List, NamedTuple, Sequence
 
 import torch
@@ -39,6 +40,10 @@ def check_name(name: str) -> None:
         ValueError: If no library has it, or the library is not installed.
     """
     library, _, short = name.rpartition(':')
+    if name.endswith('.py'):
+        if not Path(name).is_file():
+            raise ValueError(f'there is no config {name!r}')
+        return
     known = [f'partialnet_{arch}' for arch in PartialNet.arch_settings]
     if name in known:
         return
@@ -52,7 +57,7 @@ def check_name(name: str) -> None:
         near = difflib.get_close_matches(short, names + known, n=3)
         raise ValueError(f'there is no network {short!r} in {library}'
                          f'{f"; near it are {near}" if near else ""}. Allowed are partialnet_ARCH with ARCH one of '
-                         f'{", ".join(PartialNet.arch_settings)}, a name of timm, torchvision:NAME and mmpretrain:NAME')
+                         f'{", ".join(PartialNet.arch_settings)}, a name of timm, torchvision:NAME, mmpretrain:NAME and the path of a config')
 
 
 def _names(library: str) -> List[str]:
@@ -72,7 +77,8 @@ def build_network(name: str) -> nn.Module:
     Args:
         name (str): 'partialnet_s' for a variant of this project, as its
             pretraining config has it; a name of timm, such as 'fasternet_s';
-            'torchvision:NAME'; 'mmpretrain:NAME'.
+            'torchvision:NAME'; 'mmpretrain:NAME'; the path of a config, 'my.py',
+            with as many classes as it says.
 
     Returns:
         nn.Module: In evaluation mode, its norms as in training. Takes images
@@ -83,12 +89,13 @@ def build_network(name: str) -> nn.Module:
     """
     check_name(name)
     library, _, short = name.rpartition(':')
+    if name.endswith('.py'):
+        return _build_config(Config.fromfile(name))
     if name.startswith('partialnet_'):
         arch = name[len('partialnet_'):]
         cfg = Config.fromfile(config_path(f'pretrain/partialnet_{arch.partition("-")[0]}_in1k.py'))
         cfg.model.backbone.arch = arch
-        cfg.model.train_cfg = None  # batch augmentation is for training
-        return build_model(cfg).eval()
+        return _build_config(cfg)
     if library == 'torchvision':
         import torchvision
         return torchvision.models.get_model(short, weights=None).eval()
@@ -97,6 +104,11 @@ def build_network(name: str) -> nn.Module:
         return mmpretrain.get_model(short, pretrained=False).eval()
     import timm
     return timm.create_model(short).eval()
+
+
+def _build_config(cfg: Config) -> nn.Module:
+    cfg.model.train_cfg = None  # batch augmentation is for training
+    return build_model(cfg).eval()
 
 
 def merge_network(model: nn.Module, shape: Sequence[int]) -> MergedNorms:
