@@ -85,7 +85,8 @@ def test_the_five_commands(images, tmp_path):
         if words[0] in ('tools/train.py', 'tools/test.py'):
             words += ['--cfg-options'] * ('--cfg-options' not in words) + tiny
         if 'search' in words[1] and words[0] == 'tools/train.py':
-            words.append('model.warmup_epochs=1')
+            # All channels, as the config starts with, would not become fewer in two steps.
+            words += ['model.warmup_epochs=1', 'model.start_kappa=8']
     done = subprocess.run([sys.executable, '-u', '-c', DRIVER, json.dumps(commands)], cwd=ROOT, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, timeout=300, env=dict(os.environ, OMP_NUM_THREADS='1'))
     assert done.returncode == 0, done.stdout[-3000:]
@@ -254,8 +255,9 @@ def test_search_configs_change_only_what_a_search_needs(name):
     search = Config.fromfile(ROOT / f'configs/pretrain/partialnet_{name}.py')
     base = Config.fromfile(ROOT / f'configs/pretrain/partialnet_{name.replace("_dpconv_search", "")}.py')
     cifar = name.endswith('cifar10')
-    options = dict(type='DPConvClassifier', kappa=4, cost_exponent=-0.07, order_weight=0.9,
-                   warmup_epochs=2 if cifar else 20)
+    options = dict(type='DPConvClassifier', kappa=4, order_weight=0.9)
+    options.update(dict(cost_exponent=-0.3, start_kappa=1, warmup_epochs=2) if cifar else
+                   dict(cost_exponent=-0.07, warmup_epochs=20))
     assert {key: search.model.pop(key) for key in options} == options
     assert base.model.pop('type') == 'ImageClassifier'
     assert search.model.backbone.pop('token_mixers') == 'dpconv'

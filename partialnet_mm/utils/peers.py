@@ -55,9 +55,10 @@ def check_name(name: str) -> None:
     names = _names(library)
     if short not in names:
         near = difflib.get_close_matches(short, names + known, n=3)
-        raise ValueError(f'there is no network {short!r} in {library}'
-                         f'{f"; near it are {near}" if near else ""}. Allowed are partialnet_ARCH with ARCH one of '
-                         f'{", ".join(PartialNet.arch_settings)}, a name of timm, torchvision:NAME, mmpretrain:NAME and the path of a config')
+        hint = f'; near it are {near}' if near else ''
+        raise ValueError(f'there is no network {short!r} in {library}{hint}. Allowed are partialnet_ARCH with ARCH one '
+                         f'of {", ".join(PartialNet.arch_settings)}, a name of timm, torchvision:NAME, '
+                         'mmpretrain:NAME and the path of a config')
 
 
 def _names(library: str) -> List[str]:

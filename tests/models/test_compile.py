@@ -123,3 +123,23 @@ def test_inductor(form, tiny_arch, randomize_norms):
     backbone = in_form(randomize_norms(PartialNet(tiny_arch, out_indices=(0, 1, 2, 3))), form)
     # Other kernels sum in another order.
     assert_compiles(backbone, form, [(2, 3, 64, 96)], dynamic=False, backend='inductor', tolerance=1e-3)
+
+
+@pytest.mark.parametrize('grad', [False, True])
+def test_merged_mlps_are_linear_for_a_cpus_compiler(grad):
+    """Without gradients: there its linear layers are quicker than its 1x1 convolutions."""
+    block = in_form(build_block('pat_ch'), 'merged')
+    called = []
+
+    def backend(graph, inputs):
+        called.extend(str(node.target) for node in graph.graph.nodes if node.op == 'call_function')
+        return graph.forward
+
+    x = torch.randn(2, 16, 8, 6)
+    with torch.set_grad_enabled(grad):
+        out = torch.compile(block, backend=backend, fullgraph=True)(x)
+        expected = block(x)
+    assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
+    kernels = [name for name in called if 'conv2d' in name]
+    # The 3x3 convolution stays one.
+    assert len(kernels) == (3 if grad else 1)

@@ -160,6 +160,12 @@ def test_starts_at_the_budgets_ratio(kappa, ratios):
     objective.start_at_budget()
     assert [layer.split_gates.split_ratio for layer in layers] == ratios
     assert kappa == 10 or objective.terms()['cost_ratio'] <= 1
+    # Another budget to start at leaves the one that is searched within.
+    objective.start_at_budget(2)
+    assert [layer.split_gates.split_ratio for layer in layers] == [1 / 2, 1 / 2]
+    assert objective.kappa == kappa
+    with pytest.raises(ValueError, match='start_kappa must be at least 1.*got 0.5'):
+        objective.start_at_budget(0.5)
 
 
 def test_report_is_plain_data():
@@ -255,6 +261,16 @@ def test_classifier_logs_each_term(classifier):
     assert plain > 0.5
     parsed.backward()
     assert all((gates.t.grad != 0).all() for gates in model.objective.layers.values())
+
+
+def test_classifier_starts_over_its_budget(tiny_arch):
+    pytest.importorskip('mmpretrain')
+    backbone = dict(type='PartialNet', arch=tiny_arch, token_mixers='dpconv')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(copy.deepcopy(dict(CLASSIFIER, backbone=backbone, start_kappa=1)))
+    assert {gates.split_ratio for gates in model.objective.layers.values()} == {1}
+    terms = model.objective.terms()
+    assert terms['cost_ratio'] == 8 and terms['cost_factor'].item() == pytest.approx(8**0.5)
 
 
 def test_classifier_state_is_saved_and_restored(classifier, tmp_path):

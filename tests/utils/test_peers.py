@@ -2,6 +2,7 @@
 """Networks by name, and the form that they are timed in."""
 import pytest
 import torch
+from libraries import ROOT
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -42,6 +43,17 @@ def test_all_batch_norms_are_merged(name):
     assert merge_network(model, (64, 64)) == MergedNorms(norms, 0)
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
+
+
+def test_a_config_is_a_network(tmp_path):
+    config = tmp_path / 'mine.py'
+    config.write_text(f"_base_ = '{ROOT / 'configs/pretrain/partialnet_t0_cifar10.py'}'\n"
+                      'model = dict(backbone=dict(split_ratio=0.5))\n')
+    model = build(str(config))
+    assert model.backbone.stages[0][0].token_mixer.conv.in_channels == 16
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
+    with pytest.raises(ValueError, match="there is no config 'other.py'"):
+        check_name('other.py')
 
 
 def test_what_cannot_be_merged_is_counted():
