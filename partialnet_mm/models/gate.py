@@ -47,7 +47,7 @@ def _mean_and_std(x: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def _vectorized_mean_and_std(x: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
-    # The same by passes that are vectorized on a CPU; std_mean, which is not, takes ten times as long.
+    # The same by passes that are vectorized on a CPU, which std_mean is not.
     mean = x.mean(dim, keepdim=True)
     variance = (x - mean).square_().sum(dim).div_(max(x.shape[dim] - 1, 1))
     return mean.squeeze(dim), variance.sqrt_()
