@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 
 from partialnet_mm.models import PartialNet
 from partialnet_mm.utils.build import build_model
 from partialnet_mm.utils.flops import count_multiply_adds, multiply_adds_by_layer
+from partialnet_mm.utils.peers import merge_network
 from partialnet_mm.utils.timing import ratio_in_turns, time_in_turns
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -116,12 +116,7 @@ def compare(figure: Figure) -> dict:
 def runner(figure: Figure) -> Callable[[], object]:
     """One forward pass of one image, norms merged."""
     model = build(figure)
-    merge(model)
-    if ':' in figure.network:
-        try:
-            model = fuse(model)
-        except Exception as error:  # torch.fx raises many types for what it cannot trace
-            Console(stderr=True).print(f'{figure.name} is timed with its norms: {type(error).__name__}')
+    merge_network(model, figure.size)
     image = torch.randn(1, 3, *figure.size)
 
     def run() -> None:
