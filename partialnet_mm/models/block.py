@@ -1,5 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The two PartialNet blocks."""
+from typing import Callable
+
 import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
@@ -99,14 +101,15 @@ class PartialNetBlock(nn.Module):
 
     def _store_weights(self) -> None:
         on_cpu = self.mlp.conv1.weight.device.type == 'cpu'
-        if self.stored_as_read and not on_cpu:
-            store_as_usual(self)
-        elif on_cpu and self.merged and self.has_matrix_form and reads_weights_from_memory(self):
+        if on_cpu and self.merged and self.has_matrix_form and reads_weights_from_memory(self):
             store_as_read(self)
-        self.stored_as_read = on_cpu
+            self.stored_as_read = True
+        elif self.stored_as_read:
+            store_as_usual(self)
+            self.stored_as_read = False
 
-    def _apply(self, *args: object, **kwargs: object) -> 'PartialNetBlock':
-        super()._apply(*args, **kwargs)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'PartialNetBlock':
+        super()._apply(fn, recurse)
         self._store_weights()  # it may have been moved to another device
         return self
 

@@ -122,6 +122,18 @@ def test_other_devices_get_the_usual_order():
         assert parameter.is_contiguous()
 
 
+@pytest.mark.parametrize('mixer', ['pat_ch', 'conv', 'dpconv'])
+def test_what_is_not_merged_is_stored_as_it_was(mixer):
+    network = PartialNet(dict(embed_dim=112, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type='GELU')),
+                         token_mixers=mixer)
+    weight = network.stages[3][0].mlp.conv1.weight
+    for moved in (network.float(), network.to('meta')):
+        assert moved.stages[3][0].mlp.conv1.weight.stride() == weight.stride()
+    network = PartialNet('t0', token_mixers=mixer).to(memory_format=torch.channels_last).float().to('meta')
+    stem = network.downsample_layers[0].conv.weight
+    assert stem.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_weights_stay_parameters_of_the_same_shape():
     network = merged_network(112)
     block = network.stages[3][0]
