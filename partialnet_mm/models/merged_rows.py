@@ -30,7 +30,7 @@ def run_rows(block: nn.Module, x: Tensor) -> Tensor:
     pieces = -(-places * block.mlp.hidden_channels // (CACHE_VALUES * torch.get_num_threads()))
     if pieces == 1:
         return _add_mlp(block, rows, convolved, rest, gate).view(x.shape)
-    out = torch.empty(rows.shape)
+    out = rows.new_empty(rows.shape)
     step = -(-places // pieces)
     for start in range(0, places, step):
         size = min(step, places - start)
@@ -44,7 +44,7 @@ def _add_mlp(block: nn.Module, rows: Tensor, convolved: Tensor, rest: Tensor, ga
     conv1, conv2 = block.mlp.conv1, block.mlp.conv2
     channels, places = rows.shape
     split = len(convolved)
-    mixed = torch.empty(channels, places)
+    mixed = rows.new_empty(channels, places)
     mixed.narrow(0, 0, split).copy_(convolved)
     torch.mul(rest, gate, out=mixed.narrow(0, split, channels - split))
     # To add a bias afterwards is quicker than to have the product begin with it.

@@ -79,9 +79,10 @@ class RelativePositionBias(nn.Module):
         """Bias to add to the attention logits, (1, heads, H * W, H * W)."""
         length = height * width
         if runs_on_cpu(self.table) and length <= self.max_kept_length:
-            if self._kept[0] != (height, width):
-                self._kept = ((height, width), self.buckets(height, width).flatten())
-            buckets = self._kept[1]
+            kept = self._kept  # read once: another thread may be at another size
+            if kept[0] != (height, width):
+                kept = self._kept = ((height, width), self.buckets(height, width).flatten())
+            buckets = kept[1]
         else:
             buckets = self.buckets(height, width).flatten()
         return self.table.index_select(1, buckets).view(1, -1, length, length)

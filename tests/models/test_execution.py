@@ -76,6 +76,20 @@ def test_pieces_make_the_whole(monkeypatch, size, values):
     assert len(pieces) > 4 if values < 16 * places[0] else len(pieces) == 4
 
 
+def test_matrices_have_the_maps_dtype_not_the_default_one():
+    network = merged_network()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(x)
+        torch.set_default_dtype(torch.float64)
+        try:
+            outs = network(x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for out, other in zip(outs, expected):
+        assert torch.equal(out, other)
+
+
 @pytest.mark.parametrize('why', ['gradients', 'batch', 'float64', 'training form', 'autocast', 'hook', 'ablation'])
 def test_other_ways_stay_with_pytorch(monkeypatch, why):
     network = merged_network(gate='se') if why == 'ablation' else merged_network()
