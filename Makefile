@@ -19,10 +19,10 @@ PYTEST_ARGS ?=
 .PHONY: env demo test test-slow faults soak lint
 
 env:
-	@tools/setup_env.sh $(STACK)
+	@tools/env/setup_env.sh $(STACK)
 
 demo: env
-	@PYTHON=$(BIN)/python tools/demo.sh $(WORK_DIR)
+	@PYTHON=$(BIN)/python tools/misc/demo.sh $(WORK_DIR)
 
 test: env
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
@@ -31,7 +31,7 @@ test-slow: env
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 faults: env
-	$(BIN)/python tests/engine/fault_drill.py
+	$(BIN)/python tests/drills/fault_drill.py
 
 soak: env
 	@[ -d data/shapes ] || $(BIN)/python tools/dataset_tools/make_shapes.py data/shapes

@@ -2,7 +2,6 @@
 """Packaging. Configs, tools and the model index go to ``partialnet_mm/.mim``, where OpenMMLab's tools look."""
 import shutil
 from pathlib import Path
-from typing import List
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
@@ -36,7 +35,7 @@ class BuildWithMim(build_py):
                 shutil.copy2(source, target / name)
 
 
-def read_requirements(name: str) -> List[str]:
+def read_requirements(name: str) -> list[str]:
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
 
@@ -58,7 +57,7 @@ setup(
     ],
     keywords='computer vision, backbone, object detection, instance segmentation',
     packages=find_packages(include=['partialnet_mm', 'partialnet_mm.*']),
-    python_requires='>=3.8',
+    python_requires='>=3.10',
     # Either set brings mmengine and mmcv under names of its own, so only torch can be asked for here;
     # importing the package checks the rest.
     install_requires=['torch>=2.1', 'numpy'],

@@ -8,7 +8,7 @@ import importlib.util
 import re
 import sys
 from importlib import metadata
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 
 class Requirement(NamedTuple):
@@ -17,7 +17,7 @@ class Requirement(NamedTuple):
     module: str
     at_least: str
     below: str
-    distributions: Tuple[str, ...]
+    distributions: tuple[str, ...]
     needed: bool
 
     @property
@@ -36,7 +36,7 @@ REQUIREMENTS = (
 )
 
 
-def installed_version(distribution: str) -> Optional[str]:
+def installed_version(distribution: str) -> str | None:
     """Version of an installed distribution, or None."""
     try:
         return metadata.version(distribution)
@@ -44,7 +44,7 @@ def installed_version(distribution: str) -> Optional[str]:
         return None
 
 
-def find_owners() -> Dict[str, Dict[str, str]]:
+def find_owners() -> dict[str, dict[str, str]]:
     """Which installed distributions bring each package.
 
     Returns:
@@ -55,7 +55,7 @@ def find_owners() -> Dict[str, Dict[str, str]]:
     return {module: {d: v for d, v in found.items() if v} for module, found in versions.items()}
 
 
-def find_problems() -> List[str]:
+def find_problems() -> list[str]:
     """What keeps PartialNet from working in this environment.
 
     Returns:
@@ -71,7 +71,7 @@ def find_problems() -> List[str]:
         problems.append(
             f'both sets of packages are in one environment ({", ".join(onedl)} and {", ".join(openmmlab)}): they write '
             'into the same folders and break each other. Allowed is one of them: make a new environment '
-            '(tools/setup_env.sh onedl, or openmmlab)')
+            '(tools/env/setup_env.sh onedl, or openmmlab)')
     for requirement in REQUIREMENTS:
         found = owners[requirement.module]
         if not found and importlib.util.find_spec(requirement.module) is None:
@@ -111,7 +111,7 @@ def is_starting_doctor() -> bool:
     return sys.argv[:1] == ['-m'] and 'partialnet_mm.doctor' in getattr(sys, 'orig_argv', ())
 
 
-def _missing_ops(owners: Dict[str, Dict[str, str]]) -> Optional[str]:
+def _missing_ops(owners: dict[str, dict[str, str]]) -> str | None:
     """mmdet and mmseg need mmcv's compiled ops; the backbone and mmpretrain do not."""
     users = [module for module in ('mmdet', 'mmseg') if owners[module]]
     if not users or not owners['mmcv'] or importlib.util.find_spec('mmcv._ext') is not None:
@@ -120,10 +120,10 @@ def _missing_ops(owners: Dict[str, Dict[str, str]]) -> Optional[str]:
     full = distribution.replace('-lite', '')
     return (f'{distribution} {version} has no compiled ops (mmcv._ext is missing), which {" and ".join(users)} need: '
             f'pip uninstall -y {distribution}; MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '
-            f'--no-binary {full} {full}=={version}, after torch, or tools/setup_env.sh, which does it')
+            f'--no-binary {full} {full}=={version}, after torch, or tools/env/setup_env.sh, which does it')
 
 
-def _digits(version: str) -> Tuple[int, ...]:
+def _digits(version: str) -> tuple[int, ...]:
     """The numbers a version begins with: '2.14.1+cpu' is (2, 14, 1)."""
     match = re.match(r'\d+(\.\d+)*', version)
     return tuple(int(part) for part in match.group().split('.')) if match else ()

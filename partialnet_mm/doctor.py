@@ -13,8 +13,9 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence
+from typing import NamedTuple
 
 from .compat import REQUIREMENTS, find_owners, find_problems
 
@@ -95,7 +96,7 @@ def check_gpu() -> Iterator[Finding]:
     elif os.path.exists('/proc/driver/nvidia/version') or shutil.which('nvidia-smi'):
         yield Finding(FAILED, 'GPU', f'the machine has an NVIDIA driver, torch {torch.__version__} sees no GPU',
                       'nvidia-smi must list it, CUDA_VISIBLE_DEVICES must not hide it, and torch must be a CUDA build: '
-                      'pip install --force-reinstall torch, then tools/setup_env.sh builds mmcv anew')
+                      'pip install --force-reinstall torch, then tools/env/setup_env.sh builds mmcv anew')
     else:
         yield Finding(NOTE, 'GPU', 'none: everything runs on the CPU')
 
@@ -115,19 +116,19 @@ def check_ops() -> Iterator[Finding]:
         except Exception as error:
             yield Finding(FAILED, f'mmcv ops on {device}', _describe(error),
                           f'built for another torch, or without {device}: remove mmcv and '
-                          'run tools/setup_env.sh, which compiles it for the installed torch')
+                          'run tools/env/setup_env.sh, which compiles it for the installed torch')
             continue
         right = kept == [0, 2] and abs(pooled - 2.5) < 1e-5
         yield Finding(OK if right else FAILED, f'mmcv ops on {device}',
                       f'NMS keeps {kept} (right: [0, 2]), RoIAlign gives {pooled:g} (right: 2.5)',
-                      '' if right else 'tools/setup_env.sh, after removing mmcv')
+                      '' if right else 'tools/env/setup_env.sh, after removing mmcv')
 
 
-def run_ops(device: str) -> 'tuple[List[int], float]':
+def run_ops(device: str) -> tuple[list[int], float]:
     """Runs mmcv's NMS on three boxes of which two overlap, and RoIAlign on a 4 x 4 ramp.
 
     Args:
-        device (str): 'cpu' or 'cuda'.
+        device: 'cpu' or 'cuda'.
 
     Returns:
         tuple[list[int], float]: Boxes that NMS keeps, [0, 2], and the mean of
@@ -171,12 +172,12 @@ def check_network() -> Iterator[Finding]:
                       'this table')
 
 
-def reference_run(device: str = 'cpu', dtype: object = None) -> Dict[str, float]:
+def reference_run(device: str = 'cpu', dtype: object = None) -> dict[str, float]:
     """Forward and backward of PartialNet-T0 with weights from a formula, so that no random numbers enter.
 
     Args:
-        device (str): Where to compute. Defaults to 'cpu'.
-        dtype (torch.dtype, optional): Number type; None for float64. Defaults
+        device: Where to compute. Defaults to 'cpu'.
+        dtype: Number type; None for float64. Defaults
             to None.
 
     Returns:
@@ -213,11 +214,11 @@ def reference_run(device: str = 'cpu', dtype: object = None) -> Dict[str, float]
     return values
 
 
-CHECKS: 'tuple[Callable[[], Iterator[Finding]], ...]' = (
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python, check_packages, check_imports, check_gpu, check_ops, check_registries, check_network)
 
 
-def examine() -> List[Finding]:
+def examine() -> list[Finding]:
     """Runs all checks; one that breaks is itself a finding.
 
     Returns:
@@ -231,7 +232,7 @@ def examine() -> List[Finding]:
         except Exception as error:
             findings.append(Finding(FAILED, name, _describe(error),
                                     'mend what failed above first; alone, it is a broken installation: '
-                                    'tools/setup_env.sh makes a new environment'))
+                                    'tools/env/setup_env.sh makes a new environment'))
     return findings
 
 
@@ -254,13 +255,13 @@ def main() -> int:
     return int(any(finding.status == FAILED for finding in findings))
 
 
-def _tested_versions() -> Dict[str, List[str]]:
+def _tested_versions() -> dict[str, list[str]]:
     """Versions that the two sets of packages pin, by distribution, as the installed project declares them."""
     try:
         declared = metadata.requires('partialnet-mm') or []
     except metadata.PackageNotFoundError:
         return {}
-    tested: Dict[str, List[str]] = {}
+    tested: dict[str, list[str]] = {}
     for line in declared:
         pin = re.match(r'([\w-]+)==([\w.]+)\s*;\s*extra == .(onedl|openmmlab)', line)
         if pin:

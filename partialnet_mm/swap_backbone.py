@@ -2,14 +2,15 @@
 """PartialNet in the place of the backbone of any mmdet, mmseg or mmpretrain config."""
 import copy
 import logging
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from .analysis.feature_maps import FeatureMap, measure_backbone
 from .models import PartialNet
-from .utils.feature_maps import FeatureMap, measure_backbone
 
 STRIDES = (4, 8, 16, 32)
 # What PartialNet is pretrained with (configs/_base_/datasets/imagenet.py).
@@ -36,9 +37,9 @@ FOREIGN_LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptim
 
 
 def swap_backbone(cfg: Config,
-                  arch: Union[str, dict] = 's',
-                  checkpoint: Optional[str] = None,
-                  backbone: Optional[dict] = None) -> Config:
+                  arch: str | dict = 's',
+                  checkpoint: str | None = None,
+                  backbone: dict | None = None) -> Config:
     """Puts PartialNet in the place of a config's backbone.
 
     The neck or the heads that read the backbone get PartialNet's channels; of
@@ -58,12 +59,12 @@ def swap_backbone(cfg: Config,
     segmentor loses.
 
     Args:
-        cfg (Config): A detector, segmentor or classifier of mmdet, mmseg or
+        cfg: A detector, segmentor or classifier of mmdet, mmseg or
             mmpretrain. It stays as it is.
-        arch (str | dict): PartialNet's ``arch``. Defaults to 's'.
-        checkpoint (str, optional): Of the pretraining, a classifier of
+        arch: PartialNet's ``arch``. Defaults to 's'.
+        checkpoint: Of the pretraining, a classifier of
             configs/pretrain; None for random weights. Defaults to None.
-        backbone (dict, optional): Other arguments of :class:`PartialNet`, e.g.
+        backbone: Other arguments of :class:`PartialNet`, e.g.
             ``dict(drop_path_rate=0.15)``; they override what is chosen here.
             Defaults to None.
 
@@ -134,18 +135,18 @@ class _Reader(NamedTuple):
 
     where: str
     settings: dict
-    maps: Tuple[int, ...]
+    maps: tuple[int, ...]
     key: str = 'in_channels'
 
-    def write(self, channels: Sequence[int], stages: Dict[int, int]) -> None:
+    def write(self, channels: Sequence[int], stages: dict[int, int]) -> None:
         """Sets its channels, and which of the new maps it reads.
 
         Args:
-            channels (Sequence[int]): Channels of PartialNet's four stages.
-            stages (dict[int, int]): Stage in the place of each old map that
+            channels: Channels of PartialNet's four stages.
+            stages: Stage in the place of each old map that
                 is read, in the order in which they are returned.
         """
-        def like(key: str, values: List[int]) -> Union[int, List[int]]:
+        def like(key: str, values: list[int]) -> int | list[int]:
             return values if isinstance(self.settings[key], (list, tuple)) else values[0]
 
         if self.settings.get('num_convs') == 0 and self.settings.get('channels') == self.settings[self.key]:
@@ -184,7 +185,7 @@ def _model_with_backbone(cfg: Config) -> dict:
     return model
 
 
-def _heads(model: dict) -> List[Tuple[str, dict]]:
+def _heads(model: dict) -> list[tuple[str, dict]]:
     return [part for name in model if name.endswith('head') for part in _parts(f'model.{name}', model[name])]
 
 
@@ -201,7 +202,7 @@ def _check_model(model: dict) -> None:
                          'one, are made for one map of the old backbone (C4, DC5). Start from a config with FPN')
 
 
-def _find_readers(model: dict, maps: List[FeatureMap], classifies: bool) -> List[_Reader]:
+def _find_readers(model: dict, maps: list[FeatureMap], classifies: bool) -> list[_Reader]:
     """All parts that read the backbone: the neck, or without one the heads."""
     necks = _parts('model.neck', model.get('neck'))
     if classifies and maps[-1].stride == 0:
@@ -219,7 +220,7 @@ def _find_readers(model: dict, maps: List[FeatureMap], classifies: bool) -> List
     return readers
 
 
-def _reader_of_neck(where: str, neck: dict, maps: List[FeatureMap]) -> _Reader:
+def _reader_of_neck(where: str, neck: dict, maps: list[FeatureMap]) -> _Reader:
     wanted = neck['in_channels']
     if not isinstance(wanted, (list, tuple)):
         return _verified(_Reader(where, neck, (len(maps) - 1, )), maps)
@@ -231,7 +232,7 @@ def _reader_of_neck(where: str, neck: dict, maps: List[FeatureMap]) -> _Reader:
     return reader._replace(maps=every[neck.get('start_level', 0):len(maps) if end == -1 else end + 1])
 
 
-def _readers_of_heads(where: str, head: dict, maps: List[FeatureMap]) -> Iterator[_Reader]:
+def _readers_of_heads(where: str, head: dict, maps: list[FeatureMap]) -> Iterator[_Reader]:
     if 'kernel_generate_head' in head:  # K-Net: only this one reads the backbone
         where, head = f'{where}.kernel_generate_head', head['kernel_generate_head']
     if 'in_channels' not in head:
@@ -248,14 +249,14 @@ def _readers_of_heads(where: str, head: dict, maps: List[FeatureMap]) -> Iterato
         yield _verified(_Reader(where, head, (0, ), 'c1_in_channels'), maps)
 
 
-def _parts(where: str, settings: Any) -> List[Tuple[str, dict]]:
+def _parts(where: str, settings: Any) -> list[tuple[str, dict]]:
     """The settings of a neck or head, or of each in a list, with its place in the config."""
     if isinstance(settings, (list, tuple)):
         return [(f'{where}[{i}]', part) for i, part in enumerate(settings) if isinstance(part, dict)]
     return [(where, settings)] if isinstance(settings, dict) else []
 
 
-def _verified(reader: _Reader, maps: List[FeatureMap]) -> _Reader:
+def _verified(reader: _Reader, maps: list[FeatureMap]) -> _Reader:
     """Raises if a part does not have the channels of the maps that it is said to read."""
     wanted = reader.settings[reader.key]
     wanted = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
@@ -267,8 +268,8 @@ def _verified(reader: _Reader, maps: List[FeatureMap]) -> _Reader:
     return reader
 
 
-def _choose_stages(kind: str, maps: List[FeatureMap], read: List[int], classifies: bool,
-                   segments: bool) -> Dict[int, int]:
+def _choose_stages(kind: str, maps: list[FeatureMap], read: list[int], classifies: bool,
+                   segments: bool) -> dict[int, int]:
     """PartialNet's stage, from 0, in the place of each old map that is read.
 
     It is the one with the same stride. Segmentors, whose heads do not count on
@@ -283,7 +284,7 @@ def _choose_stages(kind: str, maps: List[FeatureMap], read: List[int], classifie
         if strides[-1] not in (0, 32):
             _say(f'the last map had stride {strides[-1]} and has 32 now: larger images suit it better')
         return {read[0]: 3}
-    stages: Dict[int, int] = {}
+    stages: dict[int, int] = {}
     for i in read:
         if strides[i] not in STRIDES:
             raise ValueError(f'{given}; PartialNet has 4, 8, 16 and 32')
@@ -302,7 +303,7 @@ def _choose_stages(kind: str, maps: List[FeatureMap], read: List[int], classifie
     return stages
 
 
-def _check_sizes(readers: List[_Reader], stages: Dict[int, int]) -> None:
+def _check_sizes(readers: list[_Reader], stages: dict[int, int]) -> None:
     """Raises for an OCRHead whose map is of another size than the prediction of the head before it."""
     finest = {STRIDES[min(stages[i] for i in reader.maps)] for reader in readers
               if reader.where.startswith('model.decode_head[')}
@@ -342,7 +343,7 @@ def _normalize_images(cfg: Config, model: dict) -> None:
             settings.update(wanted)
 
 
-def _adapt_optimizer(cfg: Config, old_names: List[str], new_names: List[str]) -> None:
+def _adapt_optimizer(cfg: Config, old_names: list[str], new_names: list[str]) -> None:
     """Replaces what raises with PartialNet, and warns about what does not suit it."""
     wrapper = cfg.get('optim_wrapper')
     if not wrapper:
@@ -366,7 +367,7 @@ def _adapt_optimizer(cfg: Config, old_names: List[str], new_names: List[str]) ->
         _say(f'optim_wrapper.paramwise_cfg.custom_keys names parameters of the old backbone only: {gone[:5]}{more}')
 
 
-def _occurs(key: str, names: List[str]) -> bool:
+def _occurs(key: str, names: list[str]) -> bool:
     return any(key in f'backbone.{name}' for name in names)
 
 

@@ -11,24 +11,24 @@ import fnmatch
 import importlib.util
 import logging
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from mmengine.fileio import load
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
 #: Folders of configs whose models mmpretrain builds.
-CLASSIFIER_FOLDERS = ('pretrain', 'ablations')
+CLASSIFIER_FOLDERS = ('pretrain', 'ablations', 'cifar10', 'dpconv')
 
 #: What a metafile has before the name of a model whose weights are not published.
 UNPUBLISHED = 'unpublished://'
 
 
-def list_configs(pattern: str = '*') -> List[str]:
+def list_configs(pattern: str = '*') -> list[str]:
     """Names of the models that have a config here, detectors and segmentors too.
 
     Args:
-        pattern (str): Shell pattern that the whole name must match, in small
+        pattern: Shell pattern that the whole name must match, in small
             letters. Defaults to '*'.
 
     Returns:
@@ -47,7 +47,7 @@ def config_path(name: str) -> str:
         _base_ = __import__('partialnet_mm').config_path('mask_rcnn/partialnet_s_1x.py')
 
     Args:
-        name (str): A model's name (one of :func:`list_configs`), a path below
+        name: A model's name (one of :func:`list_configs`), a path below
             ``configs`` ('mask_rcnn/partialnet_s_1x.py', '.py' may be left
             out), or a file's name alone where only one folder has it.
 
@@ -112,8 +112,8 @@ def load_from_unpublished(filename: str, map_location: Any = None) -> None:
     """Stands where a library loads weights that a metafile calls unpublished, so that nothing predicts without them.
 
     Args:
-        filename (str): 'unpublished://' and the model's name.
-        map_location (Any): Not used; mmengine gives it. Defaults to None.
+        filename: 'unpublished://' and the model's name.
+        map_location: Not used; mmengine gives it. Defaults to None.
 
     Raises:
         FileNotFoundError: Always, with what to do.
@@ -136,10 +136,10 @@ def _find_root() -> Path:
                             '--force-reinstall --no-deps partialnet-mm, or pip install -e . in a checkout)')
 
 
-def _read_metafiles() -> Dict[str, str]:
+def _read_metafiles() -> dict[str, str]:
     """Config of each model of the index, as a path below the root, by name in small letters."""
     root = _find_root()
-    models: Dict[str, Optional[str]] = {}
+    models: dict[str, str | None] = {}
     for metafile in load(root / 'model-index.yml')['Import']:
         models.update({model['Name'].lower(): model['Config'] for model in load(root / metafile)['Models']})
     return models

@@ -1,6 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Fixtures that tests of several kinds share."""
-from typing import Callable
+from collections.abc import Callable
 
 import pytest
 import torch

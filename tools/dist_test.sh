@@ -9,4 +9,4 @@ usage() { sed -n '4s/^# //p' "$0" >&2; exit 2; }
 [ $# -ge 3 ] && [[ $3 =~ ^[1-9][0-9]*$ ]] || usage
 [ -f "$1" ] || { echo "dist_test.sh: config '$1' does not exist" >&2; usage; }
 here=$(dirname "$0")
-exec "$here/torchrun.sh" "$3" "$here/test.py" "$1" "$2" --launcher pytorch "${@:4}"
+exec "$here/env/torchrun.sh" "$3" "$here/test.py" "$1" "$2" --launcher pytorch "${@:4}"

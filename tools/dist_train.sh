@@ -9,4 +9,4 @@ usage() { sed -n '4s/^# //p' "$0" >&2; exit 2; }
 [ $# -ge 2 ] && [[ $2 =~ ^[1-9][0-9]*$ ]] || usage
 [ -f "$1" ] || { echo "dist_train.sh: config '$1' does not exist" >&2; usage; }
 here=$(dirname "$0")
-exec "$here/torchrun.sh" "$2" "$here/train.py" "$1" --launcher pytorch "${@:3}"
+exec "$here/env/torchrun.sh" "$2" "$here/train.py" "$1" --launcher pytorch "${@:3}"

@@ -4,8 +4,8 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Sequence, Tuple
 
 import mmcv
 import numpy as np
@@ -14,17 +14,17 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from runner_setup import KeyValues, load_config, read_trusted, require_fit
 
+from partialnet_mm.engine.runners.command_line import KeyValues, load_config, read_trusted, require_fit
+from partialnet_mm.models.merge_model import merge_model
 from partialnet_mm.preflight.image_folder import EXTENSIONS
 from partialnet_mm.preflight.images import check_image
-from partialnet_mm.utils.deploy import merge_model
 
 #: What a predictor gives for each image: the prediction for the JSON file, the label map or None, the picture (RGB).
-Prediction = Tuple[dict, 'np.ndarray | None', np.ndarray]
+Prediction = tuple[dict, 'np.ndarray | None', np.ndarray]
 
 
-def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file; of data of your own, the one in the work folder of the training')
     parser.add_argument('checkpoint', help='checkpoint file; with --trust-checkpoint also an address')
@@ -45,14 +45,14 @@ def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
     return parser, parser.parse_args()
 
 
-def find_images(inputs: Sequence[str], out_dir: Path) -> Dict[str, str]:
+def find_images(inputs: Sequence[str], out_dir: Path) -> dict[str, str]:
     """Paths of all images by the names that their results get.
 
     Raises:
         ValueError: If there are none, two have one name, or results would be
             written among them.
     """
-    images: Dict[str, str] = {}
+    images: dict[str, str] = {}
     for given in map(Path, inputs):
         if given.is_dir():
             found = {str(p.relative_to(given)): str(p) for p in sorted(given.rglob('*'))
@@ -73,11 +73,11 @@ def find_images(inputs: Sequence[str], out_dir: Path) -> Dict[str, str]:
     return images
 
 
-def build_detector(cfg: Config, checkpoint: str, device: str, score_thr: float) -> 'tuple[object, Callable]':
+def build_detector(cfg: Config, checkpoint: str, device: str, score_thr: float) -> tuple[object, Callable]:
     from mmdet.apis import DetInferencer
     inferencer = DetInferencer(cfg, checkpoint, device, show_progress=False)
 
-    def predict(paths: List[str]) -> Iterator[Prediction]:
+    def predict(paths: list[str]) -> Iterator[Prediction]:
         outputs = inferencer(paths, batch_size=len(paths), return_vis=True, pred_score_thr=score_thr)
         classes = inferencer.model.dataset_meta['classes']
         for found, picture in zip(outputs['predictions'], outputs['visualization']):
@@ -86,12 +86,12 @@ def build_detector(cfg: Config, checkpoint: str, device: str, score_thr: float) 
     return inferencer, predict
 
 
-def build_segmentor(cfg: Config, checkpoint: str, device: str, score_thr: float) -> 'tuple[object, Callable]':
+def build_segmentor(cfg: Config, checkpoint: str, device: str, score_thr: float) -> tuple[object, Callable]:
     from mmseg.apis import MMSegInferencer
     inferencer = MMSegInferencer(cfg, checkpoint, device=device)
     inferencer.show_progress = False  # an argument in one of the two sets of packages only
 
-    def predict(paths: List[str]) -> Iterator[Prediction]:
+    def predict(paths: list[str]) -> Iterator[Prediction]:
         outputs = inferencer(paths, batch_size=len(paths), return_vis=True)
         maps, pictures = outputs['predictions'], outputs['visualization']
         if len(paths) == 1:
@@ -105,13 +105,13 @@ def build_segmentor(cfg: Config, checkpoint: str, device: str, score_thr: float)
     return inferencer, predict
 
 
-def build_classifier(cfg: Config, checkpoint: str, device: str, score_thr: float) -> 'tuple[object, Callable]':
+def build_classifier(cfg: Config, checkpoint: str, device: str, score_thr: float) -> tuple[object, Callable]:
     from mmpretrain.apis import ImageClassificationInferencer
     from mmpretrain.visualization import UniversalVisualizer
     inferencer = ImageClassificationInferencer(cfg, checkpoint, device)
     visualizer = UniversalVisualizer()
 
-    def predict(paths: List[str]) -> Iterator[Prediction]:
+    def predict(paths: list[str]) -> Iterator[Prediction]:
         for data in inferencer.preprocess(paths, batch_size=len(paths)):
             samples = inferencer.forward(data)
             for path, sample, found in zip(paths, samples, inferencer.postprocess(samples, None)):
@@ -165,7 +165,7 @@ def main() -> None:
             'work folder')
         parser.exit(1, f'nothing was started: {error}{hint}\n')
 
-    broken: List[str] = []
+    broken: list[str] = []
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
         task = progress.add_task('images', total=len(images))

@@ -6,4 +6,4 @@ set -euo pipefail
 usage() { sed -n '4s/^# //p' "$0" >&2; exit 2; }
 [ $# -ge 4 ] || usage
 [ -f "$3" ] || { echo "slurm_test.sh: config '$3' does not exist" >&2; usage; }
-exec "$(dirname "$0")/srun.sh" "$1" "$2" test.py "${@:3}"
+exec "$(dirname "$0")/env/srun.sh" "$1" "$2" test.py "${@:3}"

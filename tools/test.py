@@ -11,12 +11,12 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from runner_setup import add_common_arguments, build_runner, check_data, leave, load_config
 
-from partialnet_mm.utils.deploy import merge_model
+from partialnet_mm.engine.runners.command_line import add_common_arguments, build_runner, check_data, leave, load_config
+from partialnet_mm.models.merge_model import merge_model
 
 
-def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file; with --trust-checkpoint also an address')

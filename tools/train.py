@@ -4,10 +4,11 @@ import argparse
 import os
 
 import torch
-from runner_setup import add_common_arguments, build_runner, check_data, leave, load_config
+
+from partialnet_mm.engine.runners.command_line import add_common_arguments, build_runner, check_data, leave, load_config
 
 
-def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('--amp', action='store_true', help='train in mixed precision (needs a GPU)')

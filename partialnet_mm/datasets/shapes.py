@@ -2,7 +2,6 @@
 """A small instance segmentation data set that is drawn, not fetched."""
 import json
 from pathlib import Path
-from typing import Dict, List, Tuple, Union
 
 import cv2
 import numpy as np
@@ -16,10 +15,10 @@ _MAX_COVERED = 0.1
 _MIN_CONTRAST = 120
 
 
-def write_shapes_dataset(root: Union[str, Path],
-                         images: Dict[str, int],
+def write_shapes_dataset(root: str | Path,
+                         images: dict[str, int],
                          size: int = 256,
-                         seed: int = 0) -> Dict[str, int]:
+                         seed: int = 0) -> dict[str, int]:
     """Draws images of shapes on textured backgrounds, with COCO annotations.
 
     Each image shows one to four discs (ellipses), boxes and triangles of random
@@ -27,12 +26,12 @@ def write_shapes_dataset(root: Union[str, Path],
     give the same files.
 
     Args:
-        root (str | Path): Folder to write to: images go to ``root/<split>/``,
+        root: Folder to write to: images go to ``root/<split>/``,
             annotations to ``root/annotations/instances_<split>.json``.
-        images (dict[str, int]): Number of images of each split, e.g.
+        images: Number of images of each split, e.g.
             ``dict(train=240, val=48)``.
-        size (int): Height and width in pixels. Defaults to 256.
-        seed (int): Of the random numbers. Defaults to 0.
+        size: Height and width in pixels. Defaults to 256.
+        seed: Of the random numbers. Defaults to 0.
 
     Returns:
         dict[str, int]: Number of objects of each split.
@@ -50,7 +49,7 @@ def write_shapes_dataset(root: Union[str, Path],
     for index, (split, count) in enumerate(images.items()):
         rng = np.random.default_rng([seed, index])
         (root / split).mkdir(parents=True, exist_ok=True)
-        coco: Dict[str, list] = dict(
+        coco: dict[str, list] = dict(
             images=[], annotations=[],
             categories=[dict(id=i + 1, name=name) for i, name in enumerate(SHAPE_CLASSES)])
         for image_id in range(1, count + 1):
@@ -67,12 +66,12 @@ def write_shapes_dataset(root: Union[str, Path],
     return objects
 
 
-def _draw_image(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, List[Tuple[int, np.ndarray]]]:
+def _draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """One picture (size, size, 3) in uint8 and the visible mask of each shape with its class index."""
     background = rng.uniform(30, 225, 3)
     picture = _texture(rng, size, background)
-    shapes: List[Tuple[int, np.ndarray]] = []
-    areas: List[int] = []
+    shapes: list[tuple[int, np.ndarray]] = []
+    areas: list[int] = []
     wanted = rng.integers(1, 5)
     for _ in range(4 * wanted):
         if len(shapes) == wanted:

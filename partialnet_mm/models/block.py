@@ -1,13 +1,13 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The two PartialNet blocks."""
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
+from ._folding import fold_affine_before, fold_scale_after
 from .conv_mlp import ConvMLP
-from .fusion import fold_affine_before, fold_scale_after
 from .merged_block import has_matrix_form, reads_weights_from_memory, run_as_matrices, runs_as_matrices
 from .merged_tokens import store_as_read, store_as_usual
 from .patconv import PartialSpatialAttention
@@ -20,22 +20,22 @@ class PartialNetBlock(nn.Module):
     convolution as mixer and no spatial attention it is FasterNet's block.
 
     Args:
-        token_mixer (nn.Module): PAT_ch, or any layer from (B, C, H, W) to the
+        token_mixer: PAT_ch, or any layer from (B, C, H, W) to the
             same. With a method ``output_affine`` it leaves its last norm to
             the MLP when merged.
-        channels (int): Channels of the input and of the output.
-        norm_cfg (dict): Norms of MLP and PAT_sp. Defaults to
+        channels: Channels of the input and of the output.
+        norm_cfg: Norms of MLP and PAT_sp. Defaults to
             ``dict(type='BN')``.
-        act_cfg (dict): Activation of the MLP. Defaults to
+        act_cfg: Activation of the MLP. Defaults to
             ``dict(type='ReLU')``.
-        drop_path_rate (float): Probability of dropping the branch. Defaults
+        drop_path_rate: Probability of dropping the branch. Defaults
             to 0.
-        layer_scale_init_value (float): Initial factor on each channel of the
+        layer_scale_init_value: Initial factor on each channel of the
             branch; 0 for none. Defaults to 0.
-        spatial_attention (str): What follows the MLP: 'partial' for PAT_sp,
+        spatial_attention: What follows the MLP: 'partial' for PAT_sp,
             'full' for its form over all channels (Table 3), 'none' (Table 4).
             Defaults to 'partial'.
-        deploy (bool): Whether to build the merged form. Defaults to False.
+        deploy: Whether to build the merged form. Defaults to False.
     """
 
     spatial_attentions = ('partial', 'full', 'none')

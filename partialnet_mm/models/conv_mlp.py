@@ -4,23 +4,23 @@ import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 
+from ._folding import fold_norm_after
+from ._layers import normalize
 from .execution import compiles_for_cpu
-from .fusion import fold_norm_after
-from .norm import normalize
 
 
 class ConvMLP(nn.Module):
     """1x1 convolution to twice the width, norm, activation, 1x1 convolution back (Fig. 3).
 
     Args:
-        channels (int): Channels of the input and of the output.
-        norm_cfg (dict): Norm of the hidden layer. Defaults to
+        channels: Channels of the input and of the output.
+        norm_cfg: Norm of the hidden layer. Defaults to
             ``dict(type='BN')``.
-        act_cfg (dict): Activation. Defaults to ``dict(type='ReLU')``.
-        out_channels (int, optional): Channels of the output; None for those of
+        act_cfg: Activation. Defaults to ``dict(type='ReLU')``.
+        out_channels: Channels of the output; None for those of
             the input. The merged form of PAT_sp takes one more. Defaults to
             None.
-        deploy (bool): Whether to build the merged form, in which the norm is
+        deploy: Whether to build the merged form, in which the norm is
             part of the first convolution. Defaults to False.
     """
 
@@ -30,7 +30,7 @@ class ConvMLP(nn.Module):
                  channels: int,
                  norm_cfg: dict = dict(type='BN'),
                  act_cfg: dict = dict(type='ReLU'),
-                 out_channels: 'int | None' = None,
+                 out_channels: int | None = None,
                  deploy: bool = False) -> None:
         super().__init__()
         self.hidden_channels = hidden = channels * self.expansion

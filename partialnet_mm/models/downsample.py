@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
+from ._folding import fold_norm_after
+from ._layers import normalize
 from .execution import runs_on_cpu
-from .fusion import fold_norm_after
-from .norm import normalize
 
 
 class Downsample(nn.Module):
@@ -15,11 +15,11 @@ class Downsample(nn.Module):
     Rows and columns that fill no whole kernel are left out, so any size works.
 
     Args:
-        in_channels (int): Channels of the input.
-        out_channels (int): Channels of the output.
-        stride (int): Kernel and stride: 4 for the stem, 2 for merging.
-        norm_cfg (dict): Norm. Defaults to ``dict(type='BN')``.
-        deploy (bool): Whether to build the merged form. Defaults to False.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Kernel and stride: 4 for the stem, 2 for merging.
+        norm_cfg: Norm. Defaults to ``dict(type='BN')``.
+        deploy: Whether to build the merged form. Defaults to False.
     """
 
     def __init__(self,

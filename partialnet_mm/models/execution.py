@@ -22,7 +22,7 @@ def runs_on_cpu(x: Tensor) -> bool:
     exporter or a tracer looks on, they keep to plain PyTorch.
 
     Args:
-        x (Tensor): The map.
+        x: The map.
 
     Returns:
         bool: Whether it is so.
@@ -35,7 +35,7 @@ def compiles_for_cpu(x: Tensor) -> bool:
     """Whether ``torch.compile`` is at work on the inference of a map on a CPU.
 
     Args:
-        x (Tensor): The map.
+        x: The map.
 
     Returns:
         bool: Whether it is so; not for exporters, whose graphs run elsewhere.

@@ -11,7 +11,7 @@ one by one: in the small variants that costs more than what they compute.
 from torch import Tensor, nn
 
 from .execution import runs_on_cpu
-from .gate import GaussianGate
+from .gates import GaussianGate
 from .merged_rows import run_rows
 from .merged_tokens import run_tokens
 from .patconv import PartialChannelAttention, PartialSelfAttention
@@ -20,12 +20,12 @@ from .patconv import PartialChannelAttention, PartialSelfAttention
 CACHE_WEIGHTS = 150_000
 
 
-def has_matrix_form(mixer: nn.Module, attention: 'nn.Module | None') -> bool:
+def has_matrix_form(mixer: nn.Module, attention: nn.Module | None) -> bool:
     """Whether there is a way through a block here: for the paper's own blocks, not for their ablations.
 
     Args:
-        mixer (nn.Module): Token mixer of the block.
-        attention (nn.Module, optional): Its spatial attention.
+        mixer: Token mixer of the block.
+        attention: Its spatial attention.
 
     Returns:
         bool: Whether it has PAT_ch or PAT_sf, and PAT_sp, each on a part of
@@ -40,8 +40,8 @@ def runs_as_matrices(block: nn.Module, x: Tensor) -> bool:
     """Whether :func:`run_as_matrices` may compute a block.
 
     Args:
-        block (nn.Module): A block with ``has_matrix_form``.
-        x (Tensor): Its input.
+        block: A block with ``has_matrix_form``.
+        x: Its input.
 
     Returns:
         bool: Whether the block is merged and in evaluation mode, nobody
@@ -61,8 +61,8 @@ def run_as_matrices(block: nn.Module, x: Tensor) -> Tensor:
     """Computes a block.
 
     Args:
-        block (nn.Module): A merged block with ``has_matrix_form``.
-        x (Tensor): (1, C, H, W).
+        block: A merged block with ``has_matrix_form``.
+        x: (1, C, H, W).
 
     Returns:
         Tensor: (1, C, H, W), contiguous or in ``channels_last``.

@@ -12,8 +12,8 @@ def run_rows(block: nn.Module, x: Tensor) -> Tensor:
     """Computes block v1: PAT_ch, the MLP, PAT_sp and the shortcut.
 
     Args:
-        block (nn.Module): The merged block.
-        x (Tensor): (1, C, H, W).
+        block: The merged block.
+        x: (1, C, H, W).
 
     Returns:
         Tensor: (1, C, H, W), contiguous.

@@ -1,6 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """A wide merged block on a CPU, by matrices of places by channels."""
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,8 @@ def run_tokens(block: nn.Module, x: Tensor) -> Tensor:
     """Computes block v1, or block v2 where its mixer is PAT_sf.
 
     Args:
-        block (nn.Module): The merged block.
-        x (Tensor): (1, C, H, W).
+        block: The merged block.
+        x: (1, C, H, W).
 
     Returns:
         Tensor: (1, C, H, W), in ``channels_last``.
@@ -44,7 +44,7 @@ def store_as_read(block: nn.Module) -> None:
     """Stores the weights of a block in the order in which :func:`run_tokens` reads them; shapes and values stay.
 
     Args:
-        block (nn.Module): A merged block on a CPU.
+        block: A merged block on a CPU.
     """
     for weight in _weights(block):
         if weight.dim() == 4 and weight.shape[2] > 1:
@@ -57,7 +57,7 @@ def store_as_usual(block: nn.Module) -> None:
     """Undoes :func:`store_as_read`: other devices' convolutions would rearrange the weights, or the maps, each time.
 
     Args:
-        block (nn.Module): A merged block.
+        block: A merged block.
     """
     for weight in _weights(block):
         weight.data = weight.data.contiguous()

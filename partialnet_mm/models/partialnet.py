@@ -1,7 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The PartialNet backbone."""
+from collections.abc import Sequence
 from numbers import Real
-from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -10,15 +10,14 @@ from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
-from ..utils.arguments import named_arguments
-from ..utils.pretrained import load_pretrained, pretrained_cfg
-from .activation_checkpoint import checkpointed
+from ..checkpoint.pretrained import load_pretrained, pretrained_cfg
+from ._arguments import named_arguments
+from ._layers import checkpointed, normalize
 from .block import PartialNetBlock, PartialNetBlockV2
 from .downsample import Downsample
-from .dpconv_fix import searched_layers
-from .gate import GATES
-from .norm import normalize
-from .token_mixer import CHANNEL_ATTENTIONS, SELF_ATTENTIONS, build_token_mixer
+from .dpconv.fixed_ratios import searched_layers
+from .gates import GATES
+from .token_mixers import CHANNEL_ATTENTIONS, SELF_ATTENTIONS, build_token_mixer
 
 
 @MODELS.register_module()
@@ -33,53 +32,53 @@ class PartialNet(BaseModule):
     stage 4 has :class:`PartialNetBlockV2` with PAT_sf; all have PAT_sp.
 
     Args:
-        arch (str | dict): Name of a variant in :attr:`arch_settings`: 't0',
+        arch: Name of a variant in :attr:`arch_settings`: 't0',
             't1', 't2', 's', 'm', 'l', 't0-appendix', 't1-appendix'; or a dict
             with the same keys: ``embed_dim`` (int, width of stage 1, even),
             ``depths`` (four ints), ``num_heads`` (int), ``act_cfg`` (dict).
             Defaults to 't0'.
-        in_channels (int): Channels of the image. Defaults to 3.
-        split_ratio (float | Sequence[float]): Part of the channels that is
+        in_channels: Channels of the image. Defaults to 3.
+        split_ratio: Part of the channels that is
             convolved, in (0, 1]: one for all blocks, or one a block; what a
             learned one starts at. Defaults to 1/4.
-        out_indices (int | Sequence[int]): Stages whose maps are returned, 0-3
+        out_indices: Stages whose maps are returned, 0-3
             or, from the end, -4 to -1. Defaults to (3, ).
-        out_norm (bool, optional): Whether each returned map goes through a
+        out_norm: Whether each returned map goes through a
             norm of its own, ``norm{i}``. None: if more than one map is
             returned, which is dense prediction; the paper's classifier has
             none. Defaults to None.
-        frozen_stages (int): Stages that do not learn: -1 none, 0 the stem,
+        frozen_stages: Stages that do not learn: -1 none, 0 the stem,
             1-4 also stages 1 to that one with their output norms. Their norms
             stay in evaluation mode. Defaults to -1.
-        norm_cfg (dict): Norm of all layers but the attention's. Defaults to
+        norm_cfg: Norm of all layers but the attention's. Defaults to
             ``dict(type='BN')``.
-        act_cfg (dict, optional): Activation; None for the variant's own.
+        act_cfg: Activation; None for the variant's own.
             Defaults to None.
-        drop_path_rate (float): Stochastic depth of the last block, growing
+        drop_path_rate: Stochastic depth of the last block, growing
             linearly from 0 at the first. Defaults to 0.
-        layer_scale_init_value (float): Initial layer scale; 0 for none.
+        layer_scale_init_value: Initial layer scale; 0 for none.
             Defaults to 0.
-        attn_drop_rate (float): Dropout of PAT_sf's attention weights. Defaults
+        attn_drop_rate: Dropout of PAT_sf's attention weights. Defaults
             to 0.
-        proj_drop_rate (float): Dropout after PAT_sf's projection. Defaults to
+        proj_drop_rate: Dropout after PAT_sf's projection. Defaults to
             0.
-        token_mixers (str | Sequence[str]): Token mixer of all stages or of
+        token_mixers: Token mixer of all stages or of
             each: 'pat_ch', 'pat_sf', or, for the paper's ablations, 'full_ch',
             'full_sf', 'partial_conv', 'conv', 'depthwise_conv' (Tables 3, 4, 6
             and 13), or, to learn the split ratios, 'dpconv', 'dpconv_ch' (Sec.
             3.2). Defaults to ('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf').
-        gate (str): Gate of the channel attention: 'gaussian', 'srm' or 'se'
+        gate: Gate of the channel attention: 'gaussian', 'srm' or 'se'
             (Table 12). Defaults to 'gaussian'.
-        spatial_attention (str): What follows each MLP: 'partial' for PAT_sp,
+        spatial_attention: What follows each MLP: 'partial' for PAT_sp,
             'full' for its form over all channels (Table 3), 'none' (Table 4).
             Defaults to 'partial'.
-        norm_eval (bool): Whether batch norms stay in evaluation mode while
+        norm_eval: Whether batch norms stay in evaluation mode while
             training, as for 2 images a GPU. Defaults to False.
-        with_cp (bool): Whether blocks are computed twice to save memory in
+        with_cp: Whether blocks are computed twice to save memory in
             training. Defaults to False.
-        deploy (bool): Whether to build the merged form, for checkpoints
+        deploy: Whether to build the merged form, for checkpoints
             written after :meth:`switch_to_deploy`. Defaults to False.
-        init_cfg (dict | list[dict], optional): Initialization; None for a
+        init_cfg: Initialization; None for a
             truncated normal of std 0.02. ``dict(type='Pretrained',
             checkpoint=..., prefix='backbone.')`` loads a checkpoint and raises
             if less than 90 % of the backbone arrives. Defaults to None.
@@ -89,7 +88,7 @@ class PartialNet(BaseModule):
         TypeError: If an argument is unknown.
     """
 
-    arch_settings: Dict[str, dict] = {
+    arch_settings: dict[str, dict] = {
         't0': dict(embed_dim=32, depths=(1, 2, 6, 4), num_heads=4, act_cfg=dict(type='GELU')),
         't1': dict(embed_dim=48, depths=(1, 2, 6, 4), num_heads=6, act_cfg=dict(type='GELU')),
         't2': dict(embed_dim=64, depths=(2, 2, 6, 4), num_heads=6, act_cfg=dict(type='ReLU', inplace=True)),
@@ -106,25 +105,25 @@ class PartialNet(BaseModule):
 
     @named_arguments
     def __init__(self,
-                 arch: Union[str, dict] = 't0',
+                 arch: str | dict = 't0',
                  in_channels: int = 3,
-                 split_ratio: Union[float, Sequence[float]] = 0.25,
-                 out_indices: Union[int, Sequence[int]] = (3, ),
-                 out_norm: Optional[bool] = None,
+                 split_ratio: float | Sequence[float] = 0.25,
+                 out_indices: int | Sequence[int] = (3, ),
+                 out_norm: bool | None = None,
                  frozen_stages: int = -1,
                  norm_cfg: dict = dict(type='BN'),
-                 act_cfg: Optional[dict] = None,
+                 act_cfg: dict | None = None,
                  drop_path_rate: float = 0.,
                  layer_scale_init_value: float = 0.,
                  attn_drop_rate: float = 0.,
                  proj_drop_rate: float = 0.,
-                 token_mixers: Union[str, Sequence[str]] = ('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf'),
+                 token_mixers: str | Sequence[str] = ('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf'),
                  gate: str = 'gaussian',
                  spatial_attention: str = 'partial',
                  norm_eval: bool = False,
                  with_cp: bool = False,
                  deploy: bool = False,
-                 init_cfg: Union[dict, List[dict], None] = None) -> None:
+                 init_cfg: dict | list[dict] | None = None) -> None:
         # A pretrained checkpoint comes over the ordinary initialization: see init_weights.
         self.pretrained = pretrained_cfg(init_cfg)
         if init_cfg is None or self.pretrained is not None:
@@ -188,7 +187,7 @@ class PartialNet(BaseModule):
         self._freeze_stages()
 
     @classmethod
-    def _check_arch(cls, arch: Union[str, dict]) -> dict:
+    def _check_arch(cls, arch: str | dict) -> dict:
         if isinstance(arch, str):
             if arch.lower() not in cls.arch_settings:
                 raise ValueError(f'arch {arch!r} is unknown; allowed are {sorted(cls.arch_settings)} or a dict')
@@ -207,7 +206,7 @@ class PartialNet(BaseModule):
         return arch
 
     @staticmethod
-    def _check_split_ratio(split_ratio: Union[float, Sequence[float]], num_blocks: int) -> List[float]:
+    def _check_split_ratio(split_ratio: float | Sequence[float], num_blocks: int) -> list[float]:
         ratios = [split_ratio] * num_blocks if isinstance(split_ratio, Real) else split_ratio
         if not isinstance(ratios, Sequence) or len(ratios) != num_blocks:
             raise ValueError(f'split_ratio must be one number or one for each of the {num_blocks} blocks, '
@@ -218,7 +217,7 @@ class PartialNet(BaseModule):
         return list(ratios)
 
     @classmethod
-    def _check_token_mixers(cls, token_mixers: Union[str, Sequence[str]]) -> List[str]:
+    def _check_token_mixers(cls, token_mixers: str | Sequence[str]) -> list[str]:
         names = [token_mixers] * cls.num_stages if isinstance(token_mixers, str) else token_mixers
         if not isinstance(names, Sequence) or len(names) != cls.num_stages:
             raise ValueError(f'token_mixers must be one name or one for each of the {cls.num_stages} stages, '
@@ -226,7 +225,7 @@ class PartialNet(BaseModule):
         return list(names)
 
     @classmethod
-    def _check_out_indices(cls, out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
+    def _check_out_indices(cls, out_indices: int | Sequence[int]) -> tuple[int, ...]:
         indices = [out_indices] if isinstance(out_indices, int) else out_indices
         if (not isinstance(indices, Sequence) or not indices
                 or any(not isinstance(i, int) or not -cls.num_stages <= i < cls.num_stages for i in indices)
@@ -257,11 +256,11 @@ class PartialNet(BaseModule):
                              "takes the gates out; token_mixers='dpconv' or 'dpconv_ch' builds a network that has them")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Computes the maps of the stages in ``out_indices``.
 
         Args:
-            x (Tensor): Images, (B, in_channels, H, W), H and W at least 32.
+            x: Images, (B, in_channels, H, W), H and W at least 32.
 
         Returns:
             tuple[Tensor]: (B, C_i, H // s_i, W // s_i) for strides s of 4, 8,
@@ -293,7 +292,7 @@ class PartialNet(BaseModule):
         return self
 
     def _freeze_stages(self) -> None:
-        frozen: List[nn.Module] = []
+        frozen: list[nn.Module] = []
         if self.frozen_stages >= 0:
             frozen.append(self.downsample_layers[0])
         for i in range(self.frozen_stages):
@@ -322,12 +321,12 @@ class PartialNet(BaseModule):
                 block.switch_to_deploy()
         self.eval()
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for mmpretrain's layer-wise learning rate decay.
 
         Args:
-            param_name (str): Name of the parameter.
-            prefix (str): What comes before the backbone's own names. Defaults
+            param_name: Name of the parameter.
+            prefix: What comes before the backbone's own names. Defaults
                 to ''.
 
         Returns:

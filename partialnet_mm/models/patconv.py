@@ -4,18 +4,70 @@
 Each divides the channels of its input, lets a convolution work on one part and
 an attention on the other, and joins both (Eq. (1) of the paper).
 """
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
-from .fusion import conv_like, norm_affine
-from .gate import build_gate
-from .norm import normalize
-from .partial_conv import split_channels
-from .rel_pos import RelativePositionBias
+from ._folding import conv_like, norm_affine
+from ._layers import normalize
+from .gates import build_gate
+from .position_bias import RelativePositionBias
+
+
+def split_channels(channels: int, split_ratio: float) -> tuple[int, int]:
+    """Divides a width into the convolved and the attended part.
+
+    Args:
+        channels: Channels of the map.
+        split_ratio: Part of the channels that is convolved
+            (``r_p`` of the paper), in (0, 1].
+
+    Returns:
+        tuple[int, int]: Channels of the convolved part, which come first, and
+        of the attended part; the latter is 0 at a ratio of 1.
+
+    Raises:
+        ValueError: If the ratio is outside (0, 1] or leaves the convolution
+            without a channel.
+    """
+    if not 0 < split_ratio <= 1:
+        raise ValueError(f'split_ratio must lie in (0, 1], got {split_ratio!r}')
+    conv_channels = int(channels * split_ratio)
+    if conv_channels == 0:
+        raise ValueError(f'split_ratio={split_ratio!r} leaves no channel of {channels} to the '
+                         f'convolution; it must be at least 1/{channels}')
+    return conv_channels, channels - conv_channels
+
+
+class PartialConv(nn.Module):
+    """FasterNet's partial convolution, the convolved part of every PATConv.
+
+    A dense 3x3 convolution acts on the first ``split_channels(...)`` channels;
+    all others pass through unchanged.
+
+    Paper: `Run, Don't Walk <https://arxiv.org/abs/2303.03667>`_ and Eq. (1) of
+    PartialNet, with the identity in the place of the attention.
+
+    Args:
+        channels: Channels of the input and of the output.
+        split_ratio: Part of the channels that is convolved, in
+            (0, 1]. Defaults to 1/4.
+        kernel_size: Odd kernel size. Defaults to 3.
+    """
+
+    def __init__(self, channels: int, split_ratio: float = 0.25, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.split_sizes = split_channels(channels, split_ratio)
+        conv_channels = self.split_sizes[0]
+        self.conv = nn.Conv2d(
+            conv_channels, conv_channels, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        conv_part, rest = x.split(self.split_sizes, dim=1)
+        return torch.cat((self.conv(conv_part), rest), dim=1)
 
 
 class PartialChannelAttention(nn.Module):
@@ -25,17 +77,17 @@ class PartialChannelAttention(nn.Module):
     its gate and normalized. Token mixer of stages 1-3.
 
     Args:
-        channels (int): Channels of the input and of the output.
-        split_ratio (float): Part of the channels that is convolved, in (0, 1];
+        channels: Channels of the input and of the output.
+        split_ratio: Part of the channels that is convolved, in (0, 1];
             at 1 the layer is a plain convolution. Defaults to 1/4.
-        norm_cfg (dict): Norm of the attended part and of its gate. Defaults to
+        norm_cfg: Norm of the attended part and of its gate. Defaults to
             ``dict(type='BN')``.
-        gate (str): 'gaussian' (the paper's), 'srm' or 'se' (Table 12).
+        gate: 'gaussian' (the paper's), 'srm' or 'se' (Table 12).
             Defaults to 'gaussian'.
-        attend_all (bool): Whether the attention covers all channels, the
+        attend_all: Whether the attention covers all channels, the
             convolved ones after their convolution (Table 3, "F"). Defaults to
             False.
-        deploy (bool): Whether to build the merged form. It leaves the norm of
+        deploy: Whether to build the merged form. It leaves the norm of
             the attended part to the layer that follows, see
             :meth:`switch_to_deploy`. Defaults to False.
     """
@@ -55,8 +107,8 @@ class PartialChannelAttention(nn.Module):
         if attend_all:
             attended_channels = channels
         self.conv = nn.Conv2d(conv_channels, conv_channels, 3, padding=1, bias=False)
-        self.gate: Optional[nn.Module] = None
-        self.norm: Optional[nn.Module] = None
+        self.gate: nn.Module | None = None
+        self.norm: nn.Module | None = None
         if attended_channels:
             self.gate = build_gate(gate, attended_channels, norm_cfg, deploy)
             if not deploy:
@@ -109,12 +161,12 @@ class PartialSpatialAttention(nn.Module):
     the gate merges at inference.
 
     Args:
-        channels (int): Channels of the input and of the output.
-        norm_cfg (dict): Norm of both halves. Defaults to ``dict(type='BN')``.
-        attend_all (bool): Whether the gate is computed from all channels and
+        channels: Channels of the input and of the output.
+        norm_cfg: Norm of both halves. Defaults to ``dict(type='BN')``.
+        attend_all: Whether the gate is computed from all channels and
             weights them all (Table 3, "F"); the norms and the 1x1 convolution
             remain each half's own. Defaults to False.
-        deploy (bool): Whether to build the merged form: its input then has one
+        deploy: Whether to build the merged form: its input then has one
             channel more, the logit. Defaults to False.
     """
 
@@ -158,7 +210,7 @@ class PartialSpatialAttention(nn.Module):
         return torch.cat((attended, self.rest_conv(normalize(self.rest_norm, rest))), dim=1)
 
     @torch.no_grad()
-    def merge_into(self, conv: nn.Conv2d, output_scale: Optional[Tensor] = None) -> nn.Conv2d:
+    def merge_into(self, conv: nn.Conv2d, output_scale: Tensor | None = None) -> nn.Conv2d:
         """Merges this layer into the 1x1 convolution before it (appendix, Fig. 1 (d)).
 
         Up to the gate all of PAT_sp is linear, so one convolution to C + 1
@@ -166,9 +218,9 @@ class PartialSpatialAttention(nn.Module):
         the logit. This layer is left with the gate and one shift.
 
         Args:
-            conv (nn.Conv2d): The 1x1 convolution whose output this layer gets,
+            conv: The 1x1 convolution whose output this layer gets,
                 to C channels.
-            output_scale (Tensor, optional): Layer scale that follows this
+            output_scale: Layer scale that follows this
                 layer, (C,), merged as well. Defaults to None.
 
         Returns:
@@ -206,16 +258,16 @@ class PartialSelfAttention(nn.Module):
     :class:`RelativePositionBias`. Token mixer of stage 4.
 
     Args:
-        channels (int): Channels of the input and of the output.
-        num_heads (int): Attention heads. Where a split ratio other than the
+        channels: Channels of the input and of the output.
+        num_heads: Attention heads. Where a split ratio other than the
             default leaves a width that they do not divide, the largest smaller
             number that does is taken.
-        split_ratio (float): Part of the channels that is convolved, in (0, 1];
+        split_ratio: Part of the channels that is convolved, in (0, 1];
             at 1 the layer is a plain convolution. Defaults to 1/4.
-        attn_drop_rate (float): Dropout of the attention weights. Defaults to 0.
-        proj_drop_rate (float): Dropout after the output projection. Defaults
+        attn_drop_rate: Dropout of the attention weights. Defaults to 0.
+        proj_drop_rate: Dropout after the output projection. Defaults
             to 0.
-        attend_all (bool): Whether the attention covers all channels, the
+        attend_all: Whether the attention covers all channels, the
             convolved ones after their convolution (Table 3, "F"). Defaults to
             False.
     """

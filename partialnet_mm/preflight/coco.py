@@ -4,7 +4,8 @@ import json
 import math
 import os
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from .findings import Finding
 from .images import check_image, sample
@@ -19,18 +20,18 @@ TOLERATED_PART = 1e-3
 
 def check_coco(ann_file: str,
                image_folder: str,
-               classes: Optional[Sequence[str]] = None,
+               classes: Sequence[str] | None = None,
                masks: bool = True,
-               images: Optional[int] = 200) -> List[Finding]:
+               images: int | None = 200) -> list[Finding]:
     """Checks an annotation file and its images.
 
     Args:
-        ann_file (str): The annotations.
-        image_folder (str): Where the images' file names start.
-        classes (Sequence[str], optional): Classes that the training uses; None
+        ann_file: The annotations.
+        image_folder: Where the images' file names start.
+        classes: Classes that the training uses; None
             for all of the file. Defaults to None.
-        masks (bool): Whether the training needs masks. Defaults to True.
-        images (int, optional): Images to decode, evenly spread over the file,
+        masks: Whether the training needs masks. Defaults to True.
+        images: Images to decode, evenly spread over the file,
             None for all; whether it exists is checked of each. Defaults to
             200.
 
@@ -44,7 +45,7 @@ def check_coco(ann_file: str,
     return _tolerate(findings, len(content['annotations']))
 
 
-def _tolerate(findings: List[Finding], annotations: int) -> List[Finding]:
+def _tolerate(findings: list[Finding], annotations: int) -> list[Finding]:
     """Makes notes of errors that are few enough among all annotations."""
     counts = Counter(finding.kind for finding in findings)
     few = [kind for kind in TOLERATED if counts[kind] <= TOLERATED_PART * annotations]
@@ -82,16 +83,16 @@ def _is_number(value: Any) -> bool:
 class _CocoChecks:
     """The checks of one file, in the order in which one makes sense of the next."""
 
-    def __init__(self, ann_file: str, image_folder: str, content: Dict[str, List[dict]],
-                 classes: Optional[Sequence[str]], masks: bool, images: Optional[int]) -> None:
+    def __init__(self, ann_file: str, image_folder: str, content: dict[str, list[dict]],
+                 classes: Sequence[str] | None, masks: bool, images: int | None) -> None:
         self.ann_file = ann_file
         self.image_folder = image_folder
         self.content = content
         self.classes = classes
         self.masks = masks
         self.images = images
-        self.image_by_id: Dict[Any, dict] = {}
-        self.name_by_category: Dict[Any, Any] = {}
+        self.image_by_id: dict[Any, dict] = {}
+        self.name_by_category: dict[Any, Any] = {}
 
     def run(self) -> Iterator[Finding]:
         yield from self._check_categories()
@@ -129,7 +130,7 @@ class _CocoChecks:
     def _check_images(self) -> Iterator[Finding]:
         if not self.content['images']:
             yield self._finding('no images', 'images', 'the list is empty')
-        paths: Dict[Any, Any] = {}
+        paths: dict[Any, Any] = {}
         for index, image in enumerate(self.content['images']):
             place = f'images[{index}]'
             lacking = [key for key in ('id', 'file_name', 'width', 'height') if key not in image]

@@ -1,7 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Checks of all data that a config names."""
 import os
-from typing import Any, Iterator, List, Optional, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from mmengine.config import Config
 
@@ -11,8 +12,8 @@ from .image_folder import check_image_folder
 
 
 def check_config(cfg: Config,
-                 images: Optional[int] = 200,
-                 splits: Sequence[str] = ('train', 'val', 'test')) -> List[Finding]:
+                 images: int | None = 200,
+                 splits: Sequence[str] = ('train', 'val', 'test')) -> list[Finding]:
     """Checks the data of a config, without building anything.
 
     It knows COCO format (``CocoDataset``) and folders of classes (``ImageNet``
@@ -20,17 +21,17 @@ def check_config(cfg: Config,
     RepeatDataset and ConcatDataset. Other data sets give a note.
 
     Args:
-        cfg (Config): Any OpenMMLab config.
-        images (int, optional): Images of each data set to decode, None for
+        cfg: Any OpenMMLab config.
+        images: Images of each data set to decode, None for
             all. Defaults to 200.
-        splits (Sequence[str]): Whose data to check. Defaults to all:
+        splits: Whose data to check. Defaults to all:
             ('train', 'val', 'test').
 
     Returns:
         list[Finding]: Errors and notes; data that two loaders share is checked
         once.
     """
-    findings: List[Finding] = []
+    findings: list[Finding] = []
     done = []
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
@@ -65,7 +66,7 @@ def _leaves(dataset: Any) -> Iterator[Any]:
         yield dataset
 
 
-def _check_dataset(dataset: Any, cfg: Config, images: Optional[int]) -> Iterator[Finding]:
+def _check_dataset(dataset: Any, cfg: Config, images: int | None) -> Iterator[Finding]:
     kind = str(dataset.get('type')).split('.')[-1]
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or {}
@@ -84,7 +85,7 @@ def _check_dataset(dataset: Any, cfg: Config, images: Optional[int]) -> Iterator
         yield Finding('not checked', str(root or kind), '', f'data of type {kind} is not known here', note=True)
 
 
-def _classes_of(dataset: Any) -> Optional[List[str]]:
+def _classes_of(dataset: Any) -> list[str] | None:
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None:
         try:
@@ -95,7 +96,7 @@ def _classes_of(dataset: Any) -> Optional[List[str]]:
     return [classes] if isinstance(classes, str) else list(classes)
 
 
-def _check_num_classes(cfg: Config, ann_file: str, classes: Optional[Sequence[str]]) -> Iterator[Finding]:
+def _check_num_classes(cfg: Config, ann_file: str, classes: Sequence[str] | None) -> Iterator[Finding]:
     for name in ('bbox_head', 'mask_head'):
         for head in _heads(cfg.get('model'), name):
             count = head.get('num_classes')

@@ -1,7 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """What a check of data finds."""
 from collections import defaultdict
-from typing import Dict, List, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 #: Findings of one kind that a report spells out.
 SHOWN = 5
@@ -26,7 +27,7 @@ class Finding(NamedTuple):
         return f'{self.file}{place}: {self.text}'
 
 
-def errors_in(findings: Sequence[Finding]) -> List[Finding]:
+def errors_in(findings: Sequence[Finding]) -> list[Finding]:
     """Findings that must stop a training."""
     return [finding for finding in findings if not finding.note]
 
@@ -35,12 +36,12 @@ def format_findings(findings: Sequence[Finding]) -> str:
     """A report: errors first, :data:`SHOWN` of each kind in full, and how many more there are.
 
     Args:
-        findings (Sequence[Finding]): Of one or more data sets.
+        findings: Of one or more data sets.
 
     Returns:
         str: Lines of text.
     """
-    groups: Dict[tuple, List[Finding]] = defaultdict(list)
+    groups: dict[tuple, list[Finding]] = defaultdict(list)
     for finding in sorted(findings, key=lambda finding: finding.note):
         groups[finding.note, finding.kind].append(finding)
     lines = []

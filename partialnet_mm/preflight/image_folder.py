@@ -1,7 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Checks of classification data: a folder for each class."""
 import os
-from typing import List, Optional
 
 from .findings import Finding
 from .images import check_image, sample
@@ -9,14 +8,14 @@ from .images import check_image, sample
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.webp')
 
 
-def check_image_folder(folder: str, num_classes: Optional[int] = None, images: Optional[int] = 200) -> List[Finding]:
+def check_image_folder(folder: str, num_classes: int | None = None, images: int | None = 200) -> list[Finding]:
     """Checks a folder of class folders, as ImageNet's.
 
     Args:
-        folder (str): Holds one folder a class.
-        num_classes (int, optional): What the model distinguishes; None if not
+        folder: Holds one folder a class.
+        num_classes: What the model distinguishes; None if not
             known. Defaults to None.
-        images (int, optional): Images to decode, evenly spread; None for all.
+        images: Images to decode, evenly spread; None for all.
             Defaults to 200.
 
     Returns:

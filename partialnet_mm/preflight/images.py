@@ -1,7 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Checks of image files."""
 import os
-from typing import List, Optional, Sequence, Tuple, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 from PIL import Image
 
@@ -12,12 +13,12 @@ T = TypeVar('T')
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 
 
-def check_image(path: str, size: Optional[Tuple[int, int]] = None) -> List[Finding]:
+def check_image(path: str, size: tuple[int, int] | None = None) -> list[Finding]:
     """Decodes an image and compares its size.
 
     Args:
-        path (str): The file.
-        size (tuple[int, int], optional): Width and height that the annotations
+        path: The file.
+        size: Width and height that the annotations
             give, after turning by EXIF as OpenCV does. Defaults to None.
 
     Returns:
@@ -41,7 +42,7 @@ def check_image(path: str, size: Optional[Tuple[int, int]] = None) -> List[Findi
     return []
 
 
-def sample(items: Sequence[T], most: Optional[int]) -> Sequence[T]:
+def sample(items: Sequence[T], most: int | None) -> Sequence[T]:
     """At most ``most`` items, evenly spread; all if None."""
     if most is None or len(items) <= most:
         return items

@@ -7,8 +7,9 @@ slows all of them; times are medians and quartiles of the rounds, ratios are med
 import argparse
 import csv
 import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import torch
 from benchmark_modes import AMP, MODES, check_amp, check_modes, passes_in, prepare
@@ -18,9 +19,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from partialnet_mm.utils.machine import describe_machine
-from partialnet_mm.utils.peers import MergedNorms, build_network, check_name, merge_network
-from partialnet_mm.utils.timing import ratio_in_turns, time_in_turns
+from partialnet_mm.analysis.machine import describe_machine
+from partialnet_mm.analysis.peers import MergedNorms, build_network, check_name, merge_network
+from partialnet_mm.analysis.timing import ratio_in_turns, time_in_turns
 
 ARCHS = ('t0', 't1', 't2', 's', 'm', 'l')
 NETWORKS = [f'{family}_{arch}' for arch in ARCHS for family in ('partialnet', 'fasternet')]
@@ -31,8 +32,8 @@ KINDS = {'eager': ('eager', 'channels_last'), 'torch.compile': ('compile', 'comp
 PICTURES = ('.png', '.svg', '.pdf')
 
 #: Seconds of one pass by network and mode, in the order of the rounds.
-Times = Dict[Tuple[str, str], List[float]]
-Size = Tuple[int, int]
+Times = dict[tuple[str, str], list[float]]
+Size = tuple[int, int]
 
 
 class Network(NamedTuple):
@@ -43,7 +44,7 @@ class Network(NamedTuple):
     norms: MergedNorms
 
 
-def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('networks', nargs='*', default=NETWORKS,
                         help='partialnet_ARCH, a name of timm, torchvision:NAME or mmpretrain:NAME (default: the six '
@@ -119,10 +120,10 @@ def load(name: str, args: argparse.Namespace) -> Network:
     return Network(model.to(args.device), torch.randn(args.batch, 3, *size, device=args.device), norms)
 
 
-def measure(networks: Dict[str, Network], args: argparse.Namespace) -> Times:
+def measure(networks: dict[str, Network], args: argparse.Namespace) -> Times:
     """Prepares each network for each mode, which may compile it, and times all of them in turns."""
     console = Console(stderr=True)
-    passes: Dict[Tuple[str, str], Callable[[], Tensor]] = {}
+    passes: dict[tuple[str, str], Callable[[], Tensor]] = {}
     wanted = [(name, mode) for mode in args.modes for name in networks]
     for name, mode in track(wanted, description='preparing and compiling', console=console):
         try:
@@ -139,7 +140,7 @@ def measure(networks: Dict[str, Network], args: argparse.Namespace) -> Times:
     return times
 
 
-def reference_of(name: str, args: argparse.Namespace) -> Optional[str]:
+def reference_of(name: str, args: argparse.Namespace) -> str | None:
     """What a network is compared with; None for nothing."""
     reference = args.reference
     if reference is None and name.startswith('partialnet_'):
@@ -147,13 +148,13 @@ def reference_of(name: str, args: argparse.Namespace) -> Optional[str]:
     return reference if reference in args.networks and reference != name else None
 
 
-def best_mode(times: Times, name: str, kind: str) -> Optional[str]:
+def best_mode(times: Times, name: str, kind: str) -> str | None:
     """The fastest of a kind's memory formats for a network; None where it was run in neither."""
     run = [mode for mode in KINDS[kind] if (name, mode) in times]
     return min(run, key=lambda mode: statistics.median(times[name, mode]), default=None)
 
 
-def rows_of(times: Times, networks: Dict[str, Network], args: argparse.Namespace) -> List[dict]:
+def rows_of(times: Times, networks: dict[str, Network], args: argparse.Namespace) -> list[dict]:
     """A row for each network and mode, as the CSV file has it."""
     rows = []
     for (name, mode), seconds in times.items():

@@ -5,8 +5,9 @@ import os
 import shutil
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Callable, NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +30,14 @@ MODES = {
 }
 
 
-def check_modes(modes: 'list[str]', device: str) -> None:
+def check_modes(modes: list[str], device: str) -> None:
     """Raises a ValueError where the compiler that a mode needs is missing."""
     compiler = os.environ.get('CXX', 'g++')
     if device == 'cpu' and any(MODES[mode].compiled for mode in modes) and not shutil.which(compiler):
         raise ValueError(f'torch.compile needs the C++ compiler {compiler!r}, which is not on the PATH')
 
 
-def check_amp(amp: Optional[str], device: str) -> None:
+def check_amp(amp: str | None, device: str) -> None:
     """Raises a ValueError where PyTorch does not autocast to that type on that device."""
     if amp is None:
         return
@@ -52,14 +53,14 @@ def check_amp(amp: Optional[str], device: str) -> None:
     raise ValueError(f'torch {torch.__version__} has no autocast to {amp} on {device}: {reason}')
 
 
-def prepare(model: nn.Module, images: Tensor, mode: str, amp: Optional[str]) -> Callable[[], Tensor]:
+def prepare(model: nn.Module, images: Tensor, mode: str, amp: str | None) -> Callable[[], Tensor]:
     """A function that runs a network once in a mode; its first run, which compiles, is done.
 
     Args:
-        model (nn.Module): In evaluation mode; stays as it is.
-        images (Tensor): (B, 3, H, W), on the device of the model.
-        mode (str): One of MODES.
-        amp (str, optional): 'bf16' or 'fp16' for autocast.
+        model: In evaluation mode; stays as it is.
+        images: (B, 3, H, W), on the device of the model.
+        mode: One of MODES.
+        amp: 'bf16' or 'fp16' for autocast.
     """
     memory_format, compiled = MODES[mode]
     if memory_format != torch.contiguous_format:

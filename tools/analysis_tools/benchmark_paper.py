@@ -1,6 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """What the paper's tables of classifiers print for the networks that can be timed."""
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 from paper_tables import FIGURES, Figure
 
@@ -28,10 +28,10 @@ class Printed(NamedTuple):
     name: str
     top1: float
     latency: float
-    size: Tuple[int, int]
+    size: tuple[int, int]
 
 
-def printed_rows() -> 'dict[str, list[Printed]]':
+def printed_rows() -> dict[str, list[Printed]]:
     """The paper's rows by the name that benchmark.py has for the network; one network may have several sizes."""
     rows = {}
     for figure in FIGURES:
@@ -41,7 +41,7 @@ def printed_rows() -> 'dict[str, list[Printed]]':
     return rows
 
 
-def printed_for(network: str, size: Tuple[int, int]) -> Optional[Printed]:
+def printed_for(network: str, size: tuple[int, int]) -> Printed | None:
     """The paper's row of a network with images of a size; None where it has none."""
     return next((row for row in printed_rows().get(network, []) if row.size == tuple(size)), None)
 

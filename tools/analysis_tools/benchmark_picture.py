@@ -1,8 +1,9 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The paper's Figure 2 on the machine at hand: printed accuracy over measured speed."""
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 
 class Point(NamedTuple):
@@ -22,10 +23,10 @@ def draw(points: Sequence[Point], label: str, title: str, path: Path) -> None:
     """Draws one line a family, PartialNet's last and thickest.
 
     Args:
-        points (Sequence[Point]): At least one.
-        label (str): Of the measured axis.
-        title (str): What it was measured on.
-        path (Path): .png, .svg or .pdf.
+        points: At least one.
+        label: Of the measured axis.
+        title: What it was measured on.
+        path: .png, .svg or .pdf.
     """
     import matplotlib
     matplotlib.use('Agg')

@@ -16,9 +16,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from partialnet_mm.analysis.peak_memory import peak_memory
+from partialnet_mm.analysis.timing import ratio_in_turns, time_in_turns
 from partialnet_mm.models import PartialNet
-from partialnet_mm.utils.peak_memory import peak_memory
-from partialnet_mm.utils.timing import ratio_in_turns, time_in_turns
 
 
 def kept_bytes(model: nn.Module, x: Tensor) -> int:
@@ -38,7 +38,7 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
     return sum(kept.values())
 
 
-def build(with_cp: bool, args: argparse.Namespace) -> 'tuple[nn.Module, Tensor]':
+def build(with_cp: bool, args: argparse.Namespace) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = PartialNet(args.arch, out_indices=(0, 1, 2, 3), norm_eval=True, with_cp=with_cp).to(args.device).train()
     return model, torch.randn(args.batch, 3, *args.size, device=args.device)

@@ -10,10 +10,10 @@ import copy
 import ctypes
 import multiprocessing
 import statistics
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
 
 import timm
 import torch
@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
+from partialnet_mm.analysis.build import build_model
+from partialnet_mm.analysis.machine import describe_machine
+from partialnet_mm.analysis.peak_memory import peak_memory
+from partialnet_mm.analysis.peers import merge_network
+from partialnet_mm.analysis.timing import ratio_in_turns, time_in_turns
 from partialnet_mm.models import PartialNet
-from partialnet_mm.utils.build import build_model
-from partialnet_mm.utils.machine import describe_machine
-from partialnet_mm.utils.peak_memory import peak_memory
-from partialnet_mm.utils.peers import merge_network
-from partialnet_mm.utils.timing import ratio_in_turns, time_in_turns
 from partialnet_mm.zoo import config_path
 
 NETWORKS = ('partialnet_s', 'fasternet_s', 'partialnet_l', 'fasternet_l', 'resnet50')
@@ -63,7 +63,7 @@ def make_pass(model: nn.Module, work: str, images: torch.Tensor) -> Pass:
     return train if work == 'training' else infer
 
 
-def prepare(name: str, work: str, batch: int, args: argparse.Namespace) -> 'tuple[Pass, Pass]':
+def prepare(name: str, work: str, batch: int, args: argparse.Namespace) -> tuple[Pass, Pass]:
     """A pass on images of the size asked for, and one on small images."""
     model = build(name)
     if work == 'inference':
@@ -114,7 +114,7 @@ def print_backbones(args: argparse.Namespace) -> None:
                   f'{memory[name, work, batch] / 2**20:.0f} | {over_memory:.2f} |')
 
 
-def spread(ratio: Dict[str, float]) -> str:
+def spread(ratio: dict[str, float]) -> str:
     return f'{ratio["median"]:.3f} ({ratio["low"]:.3f}-{ratio["high"]:.3f})'
 
 
@@ -146,9 +146,9 @@ def print_detectors(args: argparse.Namespace) -> None:
           '|---|---|---|---|---|')
     for batch in track(args.batch, description='timing detectors', console=console):
         data = demo_mm_inputs(batch, [(3, *args.size)] * batch, device=args.device)
-        found: Dict[str, List[int]] = {}
+        found: dict[str, list[int]] = {}
 
-        def detect(name: str, data: dict = data, found: Dict[str, List[int]] = found) -> None:
+        def detect(name: str, data: dict = data, found: dict[str, list[int]] = found) -> None:
             # a copy, since rescaling writes into what it is given
             with torch.inference_mode():
                 found[name] = [len(sample.pred_instances) for sample in models[name].test_step(copy.deepcopy(data))]
@@ -160,7 +160,7 @@ def print_detectors(args: argparse.Namespace) -> None:
                   f'{statistics.mean(found[name]):.0f} |')
 
 
-def default_detectors() -> Tuple[Path, ...]:
+def default_detectors() -> tuple[Path, ...]:
     """PartialNet-S's Mask R-CNN, and the one of ResNet-50 that mmdet ships."""
     package = Path(find_spec('mmdet').origin).parent
     return (Path(config_path('mask_rcnn/partialnet_s_1x.py')),

@@ -8,27 +8,27 @@ import argparse
 import math
 import os
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import NamedTuple
 
 from torch import Tensor
 
-from partialnet_mm.models.dpconv_fix import block_ratios, searched_layers
-from partialnet_mm.models.dpconv_gates import is_legal, ratio_of
-from partialnet_mm.utils.pretrained import find_state_dict
-from partialnet_mm.utils.safe_load import read_checkpoint
+from partialnet_mm.checkpoint.pretrained import find_state_dict
+from partialnet_mm.checkpoint.reader import read_checkpoint
+from partialnet_mm.models.dpconv.fixed_ratios import block_ratios, searched_layers
+from partialnet_mm.models.dpconv.split_gates import is_legal, ratio_of
 
 
 class Search(NamedTuple):
     """What a checkpoint says of a search."""
     path: str
     #: The budget; None in a checkpoint that RatioHook has not seen.
-    kappa: Optional[float]
+    kappa: float | None
     #: By layer: ratio, and whether the gates are in order.
-    ratios: Dict[str, float]
-    legal: Dict[str, bool]
+    ratios: dict[str, float]
+    legal: dict[str, bool]
     #: Cost of convolutions of all channels over that of these: what kappa would allow exactly this.
     reached_kappa: float
-    state_dict: Dict[str, Tensor]
+    state_dict: dict[str, Tensor]
 
     @property
     def label(self) -> str:
@@ -59,7 +59,7 @@ def read_search(path: str) -> Search:
         state_dict=state_dict)
 
 
-def as_table(searches: List[Search]) -> str:
+def as_table(searches: list[Search]) -> str:
     """Layers by checkpoints, in Markdown."""
     rows = [['layer', *(search.label for search in searches)], ['---'] * (len(searches) + 1)]
     for layer in searches[0].ratios:
@@ -72,7 +72,7 @@ def as_table(searches: List[Search]) -> str:
     return table
 
 
-def draw(searches: List[Search], path: str) -> None:
+def draw(searches: list[Search], path: str) -> None:
     """Draws the ratios by layer."""
     import matplotlib
     matplotlib.use('Agg')
@@ -102,7 +102,7 @@ def write_config(search: Search, base: str, path: str) -> None:
         f'_base_ = {relative!r}\n\nmodel = dict(backbone=dict(split_ratio=[{ratios}]))\n')
 
 
-def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoints', nargs='+', metavar='CHECKPOINT', help='of searches in one network')
     parser.add_argument('--picture', metavar='FILE', help='picture to write: .png, .svg, .pdf')

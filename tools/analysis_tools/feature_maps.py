@@ -8,7 +8,7 @@ block. The channels are those that go out with the largest deviation over the pl
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Optional
+from typing import TYPE_CHECKING
 
 import mmcv
 import numpy as np
@@ -16,8 +16,8 @@ import torch
 from look_setup import add_arguments, find_images, require_picture
 from torch import Tensor
 
-from partialnet_mm.utils.split_maps import SplitMaps, split_maps, splitting_layers
-from partialnet_mm.utils.trained_classifier import load_classifier, prepare
+from partialnet_mm.analysis.split_maps import SplitMaps, split_maps, splitting_layers
+from partialnet_mm.analysis.trained_classifier import load_classifier, prepare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def last_of_each_size(model: torch.nn.Module, image: Tensor) -> Dict[str, SplitMaps]:
+def last_of_each_size(model: torch.nn.Module, image: Tensor) -> dict[str, SplitMaps]:
     """The last layer that returns maps of a size, for every size.
 
     Raises:
@@ -53,7 +53,7 @@ def last_of_each_size(model: torch.nn.Module, image: Tensor) -> Dict[str, SplitM
     return {name: found[name] for name in last.values()}
 
 
-def show(cell: 'Axes', values: Optional[Tensor], title: str = '', **options: object) -> None:
+def show(cell: 'Axes', values: Tensor | None, title: str = '', **options: object) -> None:
     """Draws a map (H, W), or nothing."""
     cell.set_axis_off()
     if values is not None:
@@ -61,7 +61,7 @@ def show(cell: 'Axes', values: Optional[Tensor], title: str = '', **options: obj
         cell.set_title(title, fontsize=8)
 
 
-def show_channels(cells: np.ndarray, before: Tensor, after: Tensor, gate: Optional[Tensor], first: int) -> None:
+def show_channels(cells: np.ndarray, before: Tensor, after: Tensor, gate: Tensor | None, first: int) -> None:
     """Draws channels of one part in (2, n) cells, as they come in above as they go out.
 
     ``first`` is the number of the part's first channel in the layer.
@@ -75,7 +75,7 @@ def show_channels(cells: np.ndarray, before: Tensor, after: Tensor, gate: Option
         show(below, after[channel], '' if gate is None else f'gate {gate[channel]:.2f}', cmap='gray')
 
 
-def draw(found: Dict[str, SplitMaps], photograph: np.ndarray, channels: int, path: Path) -> None:
+def draw(found: dict[str, SplitMaps], photograph: np.ndarray, channels: int, path: Path) -> None:
     """Draws the layers one below the other."""
     import matplotlib
     matplotlib.use('Agg')
@@ -106,7 +106,7 @@ def draw(found: Dict[str, SplitMaps], photograph: np.ndarray, channels: int, pat
     plt.close(figure)
 
 
-def print_gates(found: Dict[str, SplitMaps]) -> None:
+def print_gates(found: dict[str, SplitMaps]) -> None:
     """Prints the gates of the layers as Markdown."""
     print('| layer | channels convolved | attended | channel gates: lowest | mean | highest | PAT_sp gate: lowest | '
           'mean | highest |\n|---|---|---|---|---|---|---|---|---|')
@@ -118,7 +118,7 @@ def print_gates(found: Dict[str, SplitMaps]) -> None:
               f'{" | ".join(cells)} |')
 
 
-def main() -> 'int | None':
+def main() -> int | None:
     args = parse_args()
     try:
         require_picture(args.output)

@@ -9,16 +9,16 @@ from mmengine.config import Config, DictAction
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from partialnet_mm.utils.build import build_model
-from partialnet_mm.utils.deploy import merge_model
-from partialnet_mm.utils.flops import multiply_adds_by_layer
+from partialnet_mm.analysis.build import build_model
+from partialnet_mm.analysis.flops import multiply_adds_by_layer
+from partialnet_mm.models.merge_model import merge_model
 
 PROPOSALS = 1000
 COUNTED = ('Counted are multiply-adds of convolutions, matrix products and attention, in evaluation mode: not norms, '
            'activations, pooling, interpolation, RoIAlign, deformable sampling, NMS or other post-processing.')
 
 
-def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, epilog=COUNTED)
     parser.add_argument('config', help='config file of mmpretrain, mmdet or mmseg')
     parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'),

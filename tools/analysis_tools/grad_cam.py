@@ -7,8 +7,9 @@ is of that class, or of --class. It says what speaks for the class as the layer 
 """
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, List, NamedTuple, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import mmcv
@@ -16,9 +17,9 @@ import numpy as np
 import torch
 from look_setup import add_arguments, find_images, load_networks, require_picture
 
-from partialnet_mm.utils.heat_maps import METHODS, cam_method, heat_maps
-from partialnet_mm.utils.map_layers import find_map_layer, stage_layers
-from partialnet_mm.utils.trained_classifier import find_class, prepare, seen_box
+from partialnet_mm.analysis.heat_maps import METHODS, cam_method, heat_maps
+from partialnet_mm.analysis.map_layers import find_map_layer, stage_layers
+from partialnet_mm.analysis.trained_classifier import find_class, prepare, seen_box
 
 if TYPE_CHECKING:
     from mmpretrain.apis import ImageClassificationInferencer
@@ -34,8 +35,8 @@ LETTERS = 30
 class Column(NamedTuple):
     """One network at one layer: a heading, and for each image a title and a photograph in RGB."""
     heading: str
-    titles: List[str]
-    pictures: List[np.ndarray]
+    titles: list[str]
+    pictures: list[np.ndarray]
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,8 +72,8 @@ def draw_over(photograph: np.ndarray, heat: np.ndarray, box: Sequence[int]) -> n
     return picture
 
 
-def look(name: str, classifier: 'ImageClassificationInferencer', paths: Sequence[str], photographs: List[np.ndarray],
-         args: argparse.Namespace) -> List[Column]:
+def look(name: str, classifier: 'ImageClassificationInferencer', paths: Sequence[str], photographs: list[np.ndarray],
+         args: argparse.Namespace) -> list[Column]:
     """The columns of one network.
 
     Raises:
@@ -107,7 +108,7 @@ def look(name: str, classifier: 'ImageClassificationInferencer', paths: Sequence
     return columns
 
 
-def draw(columns: List[Column], path: Path) -> None:
+def draw(columns: list[Column], path: Path) -> None:
     """Draws the columns side by side."""
     import matplotlib
     matplotlib.use('Agg')
@@ -124,7 +125,7 @@ def draw(columns: List[Column], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> 'int | None':
+def main() -> int | None:
     args = parse_args()
     try:
         require_picture(args.output)

@@ -9,12 +9,11 @@ import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
-from typing import Dict, List
 
 from rich.console import Console
 from rich.table import Table
 
-Curve = Dict[int, float]
+Curve = dict[int, float]
 
 
 def read_curve(work_dir: Path, metric: str) -> Curve:
@@ -36,7 +35,7 @@ def read_curve(work_dir: Path, metric: str) -> Curve:
     return dict(sorted(curve.items()))
 
 
-def group(work_dirs: List[Path]) -> 'Dict[str, List[Path]]':
+def group(work_dirs: list[Path]) -> dict[str, list[Path]]:
     """The folders of each network's seeds, by the network's name."""
     groups = defaultdict(list)
     for work_dir in work_dirs:
@@ -44,7 +43,7 @@ def group(work_dirs: List[Path]) -> 'Dict[str, List[Path]]':
     return dict(groups)
 
 
-def draw(curves: Dict[str, List[Curve]], metric: str, path: Path) -> None:
+def draw(curves: dict[str, list[Curve]], metric: str, path: Path) -> None:
     """Draws one line a run, one color a network."""
     import matplotlib
     matplotlib.use('Agg')

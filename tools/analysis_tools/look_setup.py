@@ -1,16 +1,17 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """What grad_cam.py, feature_maps.py and receptive_field.py share: networks and images from a command line."""
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING
 
 from matplotlib.backend_bases import FigureCanvasBase
 from mmengine.config import DictAction
 
+from partialnet_mm.analysis.trained_classifier import load_classifier
 from partialnet_mm.preflight import check_image
 from partialnet_mm.preflight.image_folder import EXTENSIONS
 from partialnet_mm.preflight.images import sample
-from partialnet_mm.utils.trained_classifier import load_classifier
 
 if TYPE_CHECKING:
     from mmpretrain.apis import ImageClassificationInferencer
@@ -34,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser, images: str, several: bool = 
     parser.add_argument('--device', default='cpu', help="'cpu' (default), 'cuda', ...")
 
 
-def find_images(given: Sequence[Path], most: Optional[int] = None) -> List[str]:
+def find_images(given: Sequence[Path], most: int | None = None) -> list[str]:
     """Images of files and folders, at most some, evenly spread; all of these decode.
 
     Raises:
         ValueError: If there are none, or one cannot be read.
     """
-    paths: List[Path] = []
+    paths: list[Path] = []
     for path in given:
         inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in EXTENSIONS) if path.is_dir() else [path]
         if not inside:
@@ -61,7 +62,7 @@ def require_picture(path: Path) -> None:
         raise ValueError(f'--output {str(path)!r}: its folder does not exist')
 
 
-def load_networks(args: argparse.Namespace) -> 'Dict[str, ImageClassificationInferencer]':
+def load_networks(args: argparse.Namespace) -> dict[str, ImageClassificationInferencer]:
     """The networks by name.
 
     Raises:

@@ -8,7 +8,7 @@ laid out already. Norms are merged, and products and network run in turns.
 import argparse
 import statistics
 from collections import defaultdict
-from typing import Callable, Dict, List
+from collections.abc import Callable
 
 import torch
 from rich.console import Console
@@ -16,9 +16,9 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from partialnet_mm.utils.machine import describe_machine
-from partialnet_mm.utils.peers import build_network, check_name, merge_network
-from partialnet_mm.utils.timing import ratio_in_turns, time_in_turns
+from partialnet_mm.analysis.machine import describe_machine
+from partialnet_mm.analysis.peers import build_network, check_name, merge_network
+from partialnet_mm.analysis.timing import ratio_in_turns, time_in_turns
 
 VARIANTS = ('t0', 't1', 't2', 's', 'm', 'l')
 # Groups of PyTorch's operators, by the beginning of their names; what runs between them is Python's.
@@ -52,14 +52,14 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def find_products(model: nn.Module, images: Tensor) -> 'List[tuple[Tensor, Tensor]]':
+def find_products(model: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Weights (C_out, C_in k k) and inputs (C_in k k, places) of all products of one pass.
 
     Gates of one image, products with a vector, are left out.
     """
     products = []
 
-    def note(layer: nn.Module, inputs: 'tuple[Tensor]', out: Tensor) -> None:
+    def note(layer: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
         weight = layer.weight.detach().flatten(1).contiguous()
         places = out.numel() // len(weight)
         if places > 1:
@@ -74,7 +74,7 @@ def find_products(model: nn.Module, images: Tensor) -> 'List[tuple[Tensor, Tenso
     return products
 
 
-def print_limits(passes: Dict[str, Callable[[], object]], products: Dict[str, list], args: argparse.Namespace) -> None:
+def print_limits(passes: dict[str, Callable[[], object]], products: dict[str, list], args: argparse.Namespace) -> None:
     print('| network | multiply-adds of the products (G) | products alone (ms) | network (ms) | products / network |\n'
           '|---|---|---|---|---|')
     for name in track(passes, description='timing', console=Console(stderr=True)):
@@ -88,13 +88,13 @@ def print_limits(passes: Dict[str, Callable[[], object]], products: Dict[str, li
               f'({ratio["low"]:.2f}-{ratio["high"]:.2f}) |')
 
 
-def print_shares(passes: Dict[str, Callable[[], object]], args: argparse.Namespace) -> None:
+def print_shares(passes: dict[str, Callable[[], object]], args: argparse.Namespace) -> None:
     print(f'\n| network | {" | ".join(GROUPS)} | other operators | between operators |\n|{"---|" * (len(GROUPS) + 3)}')
     for name, run in passes.items():
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(args.rounds):
                 run()
-        seconds: Dict[str, float] = defaultdict(float)
+        seconds: dict[str, float] = defaultdict(float)
         for event in profiler.key_averages():
             group = next((group for group, starts in GROUPS.items() if event.key.startswith(starts)), 'other operators')
             seconds[group] += event.self_cpu_time_total / 1e6
@@ -110,8 +110,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     images = torch.randn(1, 3, args.size, args.size)
-    passes: Dict[str, Callable[[], object]] = {}
-    products: Dict[str, list] = {}
+    passes: dict[str, Callable[[], object]] = {}
+    products: dict[str, list] = {}
     for name in track(args.networks, description='building', console=Console(stderr=True)):
         model = build_network(name)
         merge_network(model, (args.size, args.size))

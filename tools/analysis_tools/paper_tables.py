@@ -1,6 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The figures of the paper that can be counted, each with the network that it belongs to here."""
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 
 class Figure(NamedTuple):
@@ -19,10 +19,10 @@ class Figure(NamedTuple):
     name: str
     network: str
     params: str
-    flops: Optional[str]
-    latency: Optional[float] = None
-    size: Tuple[int, int] = (224, 224)
-    counted: Tuple[Optional[float], Optional[float]] = (None, None)
+    flops: str | None
+    latency: float | None = None
+    size: tuple[int, int] = (224, 224)
+    counted: tuple[float | None, float | None] = (None, None)
     reason: str = ''
     options: dict = {}
 
@@ -36,14 +36,14 @@ BACKBONE = (f'{HEADS}; the further 8, 13 and 19 G for S, M and L are what the pr
             'and its qkv layer come to, 8.6, 13.2 and 18.7 G, which many counters do not see')
 
 
-def _fasternet(embed_dim: int, depths: Tuple[int, ...]) -> dict:
+def _fasternet(embed_dim: int, depths: tuple[int, ...]) -> dict:
     return {'model.backbone.arch': dict(embed_dim=embed_dim, depths=depths, num_heads=1, act_cfg=dict(type='ReLU')),
             'model.backbone.token_mixers': 'partial_conv', 'model.backbone.spatial_attention': 'none',
             'model.neck.in_channels': [embed_dim * 2**i for i in range(4)]}
 
 
 COCO = (800, 1280)
-FIGURES: List[Figure] = [
+FIGURES: list[Figure] = [
     Figure('1', 'PartialNet-T0', 'pretrain/partialnet_t0_in1k.py', '4.3', '0.25', 12.2),
     Figure('1', 'PartialNet-T1', 'pretrain/partialnet_t1_in1k.py', '7.8', '0.55', 21.5),
     Figure('1', 'PartialNet-T2', 'pretrain/partialnet_t2_in1k.py', '12.6', '1.03', 35.2),

@@ -9,7 +9,6 @@ import statistics
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Dict, List
 
 import torch
 from mmcv.cnn import fuse_conv_bn
@@ -18,12 +17,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
+from partialnet_mm.analysis.build import build_model
+from partialnet_mm.analysis.flops import count_multiply_adds, multiply_adds_by_layer
+from partialnet_mm.analysis.timing import ratio_in_turns, time_in_turns
 from partialnet_mm.models import PATConv2d, merge_following_norms
-from partialnet_mm.models.patconv2d import CONVS, is_replaceable
-from partialnet_mm.utils.build import build_model
-from partialnet_mm.utils.deploy import merge_model
-from partialnet_mm.utils.flops import count_multiply_adds, multiply_adds_by_layer
-from partialnet_mm.utils.timing import ratio_in_turns, time_in_turns
+from partialnet_mm.models.merge_model import merge_model
+from partialnet_mm.models.patconv2d.layer import CONVS, is_replaceable
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'patconv'
 # Table 5: images a second on a V100, original and PATConv.
@@ -33,7 +32,7 @@ KINDS = ('1x1 and linear', 'spatial, equal width', 'stem and changes of width', 
          'PATConv, the rest', 'all else')
 
 
-def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--networks', nargs='+', choices=list(PAPER), default=list(PAPER))
     parser.add_argument('--conv', nargs='+', choices=CONVS, default=list(CONVS),
@@ -56,7 +55,7 @@ def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
     return parser, args
 
 
-def build(network: str, conv: 'str | None' = None) -> nn.Module:
+def build(network: str, conv: str | None = None) -> nn.Module:
     """A network of configs/patconv, with random weights: with PATConv of a kind, or the original."""
     cfg = Config.fromfile(CONFIGS / f'{PAPER[network][0]}_patconv_in1k.py')
     backbone = cfg.model.backbone
@@ -114,7 +113,7 @@ def print_times(args: argparse.Namespace) -> None:
                   f'({ratio["low"]:.2f}-{ratio["high"]:.2f}) | {after / before:.2f} |')
 
 
-def kinds_of_layers(model: nn.Module) -> Dict[str, str]:
+def kinds_of_layers(model: nn.Module) -> dict[str, str]:
     """The kind of each layer that does the work, by name; a PATConv comes before what is inside of it."""
     kinds = {}
     for name, module in model.named_modules():
@@ -132,25 +131,25 @@ def kinds_of_layers(model: nn.Module) -> Dict[str, str]:
     return kinds
 
 
-def shares(model: nn.Module, args: argparse.Namespace) -> 'tuple[Dict[str, float], Dict[str, float]]':
+def shares(model: nn.Module, args: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
     """Shares of the multiply-adds and of the time of each kind of layer."""
     kinds = kinds_of_layers(model)
     x = torch.randn(args.batch, 3, args.size, args.size)
-    counts: Dict[str, float] = defaultdict(float)
+    counts: dict[str, float] = defaultdict(float)
     for name, count in multiply_adds_by_layer(model, lambda: model(x)).items():
         owner = max((layer for layer in kinds if name == layer or name.startswith(f'{layer}.')), key=len, default='')
         counts[kinds.get(owner, 'all else')] += count
 
     # Layers are timed within whole passes, so that what interrupts the process hits all by their length.
-    seconds: Dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
     handles = []
     for name, layer in [('', model), *((name, model.get_submodule(name)) for name in kinds)]:
-        starts: List[float] = []
+        starts: list[float] = []
 
-        def start(*_: object, starts: List[float] = starts) -> None:
+        def start(*_: object, starts: list[float] = starts) -> None:
             starts.append(time.perf_counter())
 
-        def stop(*_: object, starts: List[float] = starts, name: str = name) -> None:
+        def stop(*_: object, starts: list[float] = starts, name: str = name) -> None:
             seconds[name] += time.perf_counter() - starts.pop()
 
         handles += [layer.register_forward_pre_hook(start), layer.register_forward_hook(stop)]
@@ -162,7 +161,7 @@ def shares(model: nn.Module, args: argparse.Namespace) -> 'tuple[Dict[str, float
             model(x)
     for handle in handles:
         handle.remove()
-    times: Dict[str, float] = defaultdict(float)
+    times: dict[str, float] = defaultdict(float)
     for name, kind in kinds.items():
         times[kind] += seconds[name]
     times['PATConv, the rest'] -= times['PATConv, convolved part']

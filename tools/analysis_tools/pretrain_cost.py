@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from partialnet_mm.engine.train_resolution import PAPER_SIZES
-from partialnet_mm.utils.build import build_model
-from partialnet_mm.utils.flops import count_multiply_adds
+from partialnet_mm.analysis.build import build_model
+from partialnet_mm.analysis.flops import count_multiply_adds
+from partialnet_mm.engine.hooks.train_resolution import PAPER_SIZES
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'pretrain'
 VARIANTS = ('t0', 't1', 't2', 's', 'm', 'l')

@@ -7,16 +7,15 @@ images. Printed as Markdown: the smallest share of the input's area that holds h
 import argparse
 import sys
 from pathlib import Path
-from typing import Dict, List
 
 from look_setup import add_arguments, find_images, load_networks, require_picture
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from partialnet_mm.utils.map_layers import find_map_layer, stage_layers
-from partialnet_mm.utils.receptive_field import largest_pixels, receptive_field
-from partialnet_mm.utils.trained_classifier import prepare
+from partialnet_mm.analysis.map_layers import find_map_layer, stage_layers
+from partialnet_mm.analysis.receptive_field import largest_pixels, receptive_field
+from partialnet_mm.analysis.trained_classifier import prepare
 
 #: Parts of the gradient.
 PARTS = (0.5, 0.9)
@@ -42,13 +41,13 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def measure(args: argparse.Namespace, paths: List[str]) -> Dict[str, Dict[str, Tensor]]:
+def measure(args: argparse.Namespace, paths: list[str]) -> dict[str, dict[str, Tensor]]:
     """The receptive field of each layer, (H, W), by network and layer.
 
     Raises:
         ValueError: If a network has no such layer, or cannot be loaded.
     """
-    fields: Dict[str, Dict[str, Tensor]] = {}
+    fields: dict[str, dict[str, Tensor]] = {}
     networks = load_networks(args)
     layers = {}
     for name, classifier in networks.items():
@@ -60,7 +59,7 @@ def measure(args: argparse.Namespace, paths: List[str]) -> Dict[str, Dict[str, T
             layers[name] = found if args.stages else found[-1:]
     batches = [paths[i:i + args.batch_size] for i in range(0, len(paths), args.batch_size)]
     for name, classifier in networks.items():
-        sums: Dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         for batch in track(batches, description=name, console=Console(stderr=True)):
             inputs = prepare(classifier, batch)
             for layer in layers[name]:
@@ -76,7 +75,7 @@ def share(field: Tensor, part: float) -> str:
     return f'{largest_pixels(field, part).double().mean():.2%}'
 
 
-def draw(fields: Dict[str, Dict[str, Tensor]], path: Path) -> None:
+def draw(fields: dict[str, dict[str, Tensor]], path: Path) -> None:
     """Draws gradients by their logarithm, with their shares: a row a network, or one row where each has one layer."""
     import matplotlib
     matplotlib.use('Agg')
@@ -98,7 +97,7 @@ def draw(fields: Dict[str, Dict[str, Tensor]], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> 'int | None':
+def main() -> int | None:
     args = parse_args()
     try:
         if args.output:

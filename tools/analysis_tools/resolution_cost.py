@@ -7,7 +7,7 @@ so on, so what slows the machine slows both. --images times the train pipeline o
 import argparse
 import os
 import statistics
-from typing import Callable, Dict, Iterable, List, Sequence, Tuple
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -18,16 +18,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from partialnet_mm.engine.train_resolution import PAPER_SIZES, TrainResolution
-from partialnet_mm.engine.train_resolution_data import ResolutionDataset
-from partialnet_mm.utils.build import build_model
-from partialnet_mm.utils.timing import ratio_in_turns, time_in_turns
+from partialnet_mm.analysis.build import build_model
+from partialnet_mm.analysis.timing import ratio_in_turns, time_in_turns
+from partialnet_mm.engine.hooks.train_resolution import PAPER_SIZES, TrainResolution
+from partialnet_mm.engine.hooks.train_resolution_data import ResolutionDataset
 
 #: What is done for a batch, by the size of its images.
-Work = Dict[int, Callable[[], object]]
+Work = dict[int, Callable[[], object]]
 
 
-def sizes_of(cfg: Config) -> Tuple[int, ...]:
+def sizes_of(cfg: Config) -> tuple[int, ...]:
     """What the config's TrainResolutionHook draws from; without one, the sizes of the paper."""
     for hook in cfg.get('custom_hooks') or ():
         if hook['type'] == 'TrainResolutionHook' and 'sizes' in hook:
@@ -64,18 +64,18 @@ def pipeline_passes(cfg: Config, sizes: Iterable[int], folder: str, count: int) 
     return {size: lambda size=size: read(size) for size in sizes}
 
 
-def measure(work: Work, sizes: Sequence[int], fixed: int, rounds: int, images: int) -> List[Tuple[str, str]]:
+def measure(work: Work, sizes: Sequence[int], fixed: int, rounds: int, images: int) -> list[tuple[str, str]]:
     """Images a second, and time over the fixed size's: of each size, of all together, and of the fixed size."""
     turns = {}
     for size in sizes:
         turns['fixed', size] = work[fixed]
         turns['drawn', size] = work[size]
-    times: Dict[Tuple[str, int], List[float]] = {name: [] for name in turns}
+    times: dict[tuple[str, int], list[float]] = {name: [] for name in turns}
     for turn in track(range(rounds), description='rounds', console=Console(stderr=True)):
         for name, seconds in time_in_turns(turns, rounds=1, warmup=int(turn == 0)).items():
             times[name] += seconds
 
-    def cells(part: Sequence[int]) -> Tuple[str, str]:
+    def cells(part: Sequence[int]) -> tuple[str, str]:
         """The mean step of these sizes."""
         means = {kind: [statistics.mean(steps) for steps in zip(*[times[kind, size] for size in part])]
                  for kind in ('fixed', 'drawn')}
@@ -87,7 +87,7 @@ def measure(work: Work, sizes: Sequence[int], fixed: int, rounds: int, images: i
     return [*[cells([size]) for size in sizes], cells(sizes), (f'{images / steps:.1f}', '1')]
 
 
-def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config of a classifier')
     parser.add_argument('--sizes', type=int, nargs='+', help="sizes that are drawn from (default: the config's)")

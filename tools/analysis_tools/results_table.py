@@ -7,7 +7,6 @@ of classes and its epochs are the paper's.
 """
 import argparse
 from pathlib import Path
-from typing import List, Optional, Tuple
 
 from learning_curves import read_curve
 from mmengine.config import Config
@@ -32,7 +31,7 @@ def read_config(work_dir: Path) -> Config:
     return Config.fromfile(paths[-1], import_custom_modules=False)
 
 
-def paper_figures(cfg: Config) -> Optional[Tuple[float, ...]]:
+def paper_figures(cfg: Config) -> tuple[float, ...] | None:
     """What the paper reports for exactly this training, or None."""
     model, arch = cfg.model, cfg.model.get('backbone', {}).get('arch')
     if model.get('backbone', {}).get('type') != 'PartialNet' or not isinstance(arch, str):
@@ -45,7 +44,7 @@ def paper_figures(cfg: Config) -> Optional[Tuple[float, ...]]:
     return None
 
 
-def row(work_dir: Path) -> Tuple[tuple, str]:
+def row(work_dir: Path) -> tuple[tuple, str]:
     """The metrics of a work folder and its row.
 
     Raises:
@@ -73,7 +72,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     for metrics in (DETECTION, CLASSIFICATION):
-        lines: List[str] = [line for kind, line in rows if kind == metrics]
+        lines: list[str] = [line for kind, line in rows if kind == metrics]
         if lines:
             headings = ['run', 'epoch'] + [cell for _, heading, _ in metrics for cell in (heading, "paper's")]
             print('| ' + ' | '.join(headings) + ' |\n' + '|---' * len(headings) + '|')

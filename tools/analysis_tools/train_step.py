@@ -8,7 +8,7 @@ import argparse
 import copy
 import multiprocessing
 import statistics
-from typing import Callable
+from collections.abc import Callable
 
 import timm
 import torch
@@ -18,10 +18,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from partialnet_mm.analysis.peak_memory import peak_memory
+from partialnet_mm.analysis.timing import ratio_in_turns, time_in_turns
 from partialnet_mm.models import GaussianGate, PartialNet, PartialSelfAttention
-from partialnet_mm.models.norm import normalize
-from partialnet_mm.utils.peak_memory import peak_memory
-from partialnet_mm.utils.timing import ratio_in_turns, time_in_turns
+from partialnet_mm.models._layers import normalize
 
 ARCHS = ('t0', 't1', 't2', 's', 'm', 'l')
 
@@ -131,7 +131,7 @@ def measure_memory(name: str, arch: str, args: argparse.Namespace) -> int:
     return memory
 
 
-def difference(arch: str, args: argparse.Namespace) -> 'tuple[float, float]':
+def difference(arch: str, args: argparse.Namespace) -> tuple[float, float]:
     """Relative difference of loss and gradient between PartialNet and its plain form, in float64.
 
     In float32 the last digits decide on which side of ReLU's kink a value lies, and gradients differ by 0.1 %.

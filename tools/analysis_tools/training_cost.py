@@ -9,8 +9,8 @@ import math
 import multiprocessing
 import os
 import statistics
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from mmengine.config import Config
@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from partialnet_mm.utils.build import build_model
-from partialnet_mm.utils.peak_memory import peak_memory
-from partialnet_mm.utils.timing import ratio_in_turns, time_in_turns
+from partialnet_mm.analysis.build import build_model
+from partialnet_mm.analysis.peak_memory import peak_memory
+from partialnet_mm.analysis.timing import ratio_in_turns, time_in_turns
 
 #: Images of train2017 that mmdet trains on: those with an object that is no crowd.
 COCO_IMAGES = 117266
@@ -31,7 +31,7 @@ COCO_IMAGES = 117266
 OBJECTS = 7
 
 
-def training_step(config: str, args: argparse.Namespace) -> 'tuple[nn.Module, Callable[[], dict]]':
+def training_step(config: str, args: argparse.Namespace) -> tuple[nn.Module, Callable[[], dict]]:
     """A detector of a config, its weights random, and a function that trains it for a step and returns its losses."""
     cfg = Config.fromfile(config)
     if cfg.get('default_scope') != 'mmdet':

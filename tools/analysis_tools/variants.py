@@ -5,8 +5,8 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from partialnet_mm.analysis.flops import count_multiply_adds
 from partialnet_mm.models import PartialNet
-from partialnet_mm.utils.flops import count_multiply_adds
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 # Appendix, Table 9: parameters in M, FLOPs (multiply-adds) in G; Table 8: ImageNet top-1.

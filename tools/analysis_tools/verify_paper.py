@@ -8,9 +8,9 @@ import argparse
 import importlib.util
 import json
 import statistics
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
 
 import torch
 from get_flops import forward_detector
@@ -21,11 +21,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
+from partialnet_mm.analysis.build import build_model
+from partialnet_mm.analysis.flops import count_multiply_adds, multiply_adds_by_layer
+from partialnet_mm.analysis.peers import merge_network
+from partialnet_mm.analysis.timing import ratio_in_turns, time_in_turns
 from partialnet_mm.models import PartialNet
-from partialnet_mm.utils.build import build_model
-from partialnet_mm.utils.flops import count_multiply_adds, multiply_adds_by_layer
-from partialnet_mm.utils.peers import merge_network
-from partialnet_mm.utils.timing import ratio_in_turns, time_in_turns
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 REFERENCE = 'FasterNet-T2'
@@ -67,7 +67,7 @@ def build(figure: Figure) -> nn.Module:
     return build_model(cfg).eval()
 
 
-def count(figure: Figure) -> 'tuple[float, float]':
+def count(figure: Figure) -> tuple[float, float]:
     """Parameters (M) as trained and multiply-adds (G) merged: that is what the paper prints."""
     # Shapes are enough to count; what runs operators of mmcv or looks at values must really compute.
     computes = figure.size == COCO or 'efficientvit' in figure.network
@@ -88,7 +88,7 @@ def merge(model: nn.Module) -> None:
         model.backbone.switch_to_deploy()
 
 
-def verdict(printed: Optional[str], measured: float, recorded: Optional[float], reason: str) -> str:
+def verdict(printed: str | None, measured: float, recorded: float | None, reason: str) -> str:
     """'equal', 'explained', or 'OFF'; '' where the paper prints nothing."""
     if printed is None:
         return ''
@@ -126,7 +126,7 @@ def runner(figure: Figure) -> Callable[[], object]:
     return run
 
 
-def add_latency(rows: List[dict], figures: List[Figure], rounds: int) -> None:
+def add_latency(rows: list[dict], figures: list[Figure], rounds: int) -> None:
     """Adds measured times, and their ratio to the reference, in turns with it."""
     reference_figure = next(figure for figure in FIGURES if figure.name == REFERENCE)
     reference = runner(reference_figure)
@@ -140,7 +140,7 @@ def add_latency(rows: List[dict], figures: List[Figure], rounds: int) -> None:
                    paper_latency_ratio=round(figure.latency / reference_figure.latency, 3))
 
 
-def columns(rows: List[dict]) -> Dict[str, str]:
+def columns(rows: list[dict]) -> dict[str, str]:
     """Keys of a row and what to call them."""
     names = dict(table='table', name='network', paper_params='Params (M), paper', params='counted',
                  paper_flops='FLOPs (G), paper', flops='counted ', verdict='verdict')
@@ -156,10 +156,10 @@ def text(row: dict, key: str) -> str:
     return f'{value:.2f}' if key in ('params', 'flops') and value >= 2 else str(value)
 
 
-def as_markdown(rows: List[dict]) -> str:
+def as_markdown(rows: list[dict]) -> str:
     names = columns(rows)
     lines = [HEAD, f'| {" | ".join(name.strip() for name in names.values())} |', '|---' * len(names) + '|']
-    reasons: List[str] = []
+    reasons: list[str] = []
     for row in rows:
         cells = [text(row, key) for key in names]
         if row['reason']:
@@ -172,7 +172,7 @@ def as_markdown(rows: List[dict]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def as_table(rows: List[dict]) -> Table:
+def as_table(rows: list[dict]) -> Table:
     names = columns(rows)
     table = Table(*names.values())
     colors = dict(equal='', explained='yellow', OFF='bold red')

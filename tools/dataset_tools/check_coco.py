@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import List
 
 from rich.console import Console
 from rich.progress import wrap_file
@@ -25,7 +24,7 @@ ARCHIVES = {'train2017.zip': 'cced6f7f71b7629ddf16f17bbcfab6b2', 'val2017.zip': 
             'annotations_trainval2017.zip': 'f4bbac642086de4f52a3fdda2de5fa2c'}
 
 
-def check_archives(folder: Path) -> List[str]:
+def check_archives(folder: Path) -> list[str]:
     """Compares the archives that are there with the published ones; returns what is wrong."""
     wrong = []
     for name, expected in ARCHIVES.items():
@@ -45,7 +44,7 @@ def check_archives(folder: Path) -> List[str]:
     return wrong
 
 
-def check_counts(root: Path, split: str) -> List[str]:
+def check_counts(root: Path, split: str) -> list[str]:
     """Compares the counts of a split with the published ones; returns what is wrong."""
     path = root / 'annotations' / f'instances_{split}.json'
     if not path.is_file():

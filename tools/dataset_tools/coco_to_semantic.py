@@ -7,7 +7,6 @@ categories in the order of their ids, 255 is left out of training and measuring 
 import argparse
 import shutil
 from pathlib import Path
-from typing import List
 
 import cv2
 import numpy as np
@@ -20,14 +19,14 @@ from partialnet_mm.preflight import check_coco, errors_in, format_findings
 IGNORED = 255
 
 
-def semantic_map(coco: COCO, image: dict, labels: 'dict[int, int]') -> np.ndarray:
+def semantic_map(coco: COCO, image: dict, labels: dict[int, int]) -> np.ndarray:
     """The label of each pixel, (H, W) in uint8.
 
     Smaller objects lie over larger ones, and over crowds.
     """
     height, width = image['height'], image['width']
     labelled = np.zeros((height, width), np.uint8)
-    annotations: List[dict] = coco.loadAnns(coco.getAnnIds(imgIds=image['id']))
+    annotations: list[dict] = coco.loadAnns(coco.getAnnIds(imgIds=image['id']))
     for annotation in sorted(annotations, key=lambda a: (a.get('iscrowd', 0), a['area']), reverse=True):
         mask = mask_utils.decode(coco.annToRLE(annotation)).astype(bool)
         labelled[mask] = IGNORED if annotation.get('iscrowd', 0) else labels[annotation['category_id']]

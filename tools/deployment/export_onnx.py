@@ -9,20 +9,19 @@ is run in onnxruntime against PyTorch at three sizes before it is written.
 import argparse
 import json
 import os
-from typing import Dict, List, Tuple
 
 import torch
 from mmengine.config import Config, DictAction
 from rich.console import Console
 from torch import Tensor, nn
 
-from partialnet_mm.engine.atomic_backend import write_atomically
+from partialnet_mm.analysis.build import build_model
+from partialnet_mm.checkpoint.atomic import write_atomically
+from partialnet_mm.checkpoint.reader import read_checkpoint
+from partialnet_mm.converters.publish import strip_checkpoint
+from partialnet_mm.deploy.onnx_export import INPUT, add_metadata, differences, require_onnx, to_onnx
 from partialnet_mm.models import PartialNet, SplitGates
-from partialnet_mm.utils.build import build_model
-from partialnet_mm.utils.deploy import merge_model
-from partialnet_mm.utils.onnx_export import INPUT, add_metadata, differences, require_onnx, to_onnx
-from partialnet_mm.utils.publish import strip_checkpoint
-from partialnet_mm.utils.safe_load import read_checkpoint
+from partialnet_mm.models.merge_model import merge_model
 from partialnet_mm.version import __version__
 
 TOLERANCE = 1e-4
@@ -39,7 +38,7 @@ class Logits(nn.Module):
         return self.classifier(images, mode='tensor')
 
 
-def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of mmpretrain, mmdet or mmseg that holds a PartialNet')
     parser.add_argument('checkpoint', nargs='?', help='its checkpoint (default: random weights)')
@@ -118,7 +117,7 @@ def load(model: nn.Module, path: str) -> dict:
     return stripped['meta']
 
 
-def preprocessing(cfg: Config) -> Dict[str, object]:
+def preprocessing(cfg: Config) -> dict[str, object]:
     """What the config's data_preprocessor does to an image: order of channels, mean and std."""
     given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     # OpenMMLab loads images as BGR.
@@ -127,7 +126,7 @@ def preprocessing(cfg: Config) -> Dict[str, object]:
 
 
 def describe(cfg: Config, args: argparse.Namespace, backbone: PartialNet, meta: dict,
-             outputs: List[str]) -> Dict[str, str]:
+             outputs: list[str]) -> dict[str, str]:
     """The metadata of the file: texts, lists as JSON."""
     free = not args.static
     shape = ['batch', backbone.in_channels, 'height', 'width'] if free else [1, backbone.in_channels, *args.shape]
@@ -143,7 +142,7 @@ def describe(cfg: Config, args: argparse.Namespace, backbone: PartialNet, meta: 
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
 
 
-def checked_shapes(args: argparse.Namespace, channels: int) -> List[Tuple[int, int, int, int]]:
+def checked_shapes(args: argparse.Namespace, channels: int) -> list[tuple[int, int, int, int]]:
     """The shape asked for; and, unless static, an odd larger one and a smaller one, in other batches."""
     height, width = args.shape
     if args.static:

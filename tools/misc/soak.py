@@ -9,7 +9,6 @@ import os
 import sys
 import tempfile
 import time
-from typing import List, Tuple
 
 import numpy as np
 import psutil
@@ -27,8 +26,8 @@ class MemoryHook(Hook):
     """Notes the memory of the training and ends it when its time is over.
 
     Args:
-        minutes (float): How long to train.
-        interval (float): Seconds between two notes. Defaults to 10.
+        minutes: How long to train.
+        interval: Seconds between two notes. Defaults to 10.
     """
 
     def __init__(self, minutes: float, interval: float = 10.) -> None:
@@ -39,7 +38,7 @@ class MemoryHook(Hook):
         self.iterations = 0
         self.shapes: set = set()
         #: Seconds, MiB of the training process, MiB of its data loader's workers, Python objects.
-        self.notes: List[Tuple[float, float, float, int]] = []
+        self.notes: list[tuple[float, float, float, int]] = []
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict = None, outputs: dict = None) -> None:
         """Takes a note if it is time."""
@@ -57,7 +56,7 @@ class MemoryHook(Hook):
             raise KeyboardInterrupt
 
 
-def slope(notes: List[Tuple], column: int) -> float:
+def slope(notes: list[tuple], column: int) -> float:
     """Growth an hour by least squares, over the notes after the first quarter, in which caches fill."""
     late = np.array(notes[len(notes) // 4:], dtype=float)
     return float(np.polyfit(late[:, 0] / 3600, late[:, column], 1)[0])

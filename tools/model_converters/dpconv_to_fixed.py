@@ -5,17 +5,17 @@ import io
 
 import torch
 
-from partialnet_mm.engine.atomic_backend import write_atomically
-from partialnet_mm.models.dpconv_fix import block_ratios, fix_ratios
-from partialnet_mm.utils.pretrained import find_state_dict
-from partialnet_mm.utils.safe_load import read_checkpoint
+from partialnet_mm.checkpoint.atomic import write_atomically
+from partialnet_mm.checkpoint.pretrained import find_state_dict
+from partialnet_mm.checkpoint.reader import read_checkpoint
+from partialnet_mm.models.dpconv.fixed_ratios import block_ratios, fix_ratios
 
 
 def convert(content: dict) -> dict:
     """The checkpoint of the fixed network: see :func:`fix_ratios`.
 
     Args:
-        content (dict): What a checkpoint of a search holds.
+        content: What a checkpoint of a search holds.
 
     Returns:
         dict: ``state_dict``, and ``meta`` with ``split_ratio``, one a block,

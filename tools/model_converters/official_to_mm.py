@@ -6,9 +6,9 @@ import os
 
 import torch
 
-from partialnet_mm.engine.atomic_backend import write_atomically
-from partialnet_mm.utils.official_layout import from_official, to_official
-from partialnet_mm.utils.safe_load import read_checkpoint
+from partialnet_mm.checkpoint.atomic import write_atomically
+from partialnet_mm.checkpoint.reader import read_checkpoint
+from partialnet_mm.converters.official_layout import from_official, to_official
 
 
 def main() -> None:

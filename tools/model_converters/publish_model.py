@@ -6,10 +6,10 @@ import io
 
 import torch
 
-from partialnet_mm.engine.atomic_backend import write_atomically
-from partialnet_mm.utils.hashed_name import sha256_of
-from partialnet_mm.utils.publish import strip_checkpoint
-from partialnet_mm.utils.safe_load import read_checkpoint
+from partialnet_mm.checkpoint.atomic import write_atomically
+from partialnet_mm.checkpoint.hashed_name import sha256_of
+from partialnet_mm.checkpoint.reader import read_checkpoint
+from partialnet_mm.converters.publish import strip_checkpoint
 
 
 def main() -> None:

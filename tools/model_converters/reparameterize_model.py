@@ -7,22 +7,22 @@ of the given one, before anything is written. What is written holds weights, cla
 import argparse
 import io
 import os
-from typing import Dict, Iterator, List
+from collections.abc import Iterator
 
 import torch
 from mmengine.config import Config, DictAction
 from torch import Tensor, nn
 
-from partialnet_mm.engine.atomic_backend import write_atomically
-from partialnet_mm.utils.build import build_model
-from partialnet_mm.utils.deploy import merge_model
-from partialnet_mm.utils.publish import strip_checkpoint
-from partialnet_mm.utils.safe_load import read_checkpoint
+from partialnet_mm.analysis.build import build_model
+from partialnet_mm.checkpoint.atomic import write_atomically
+from partialnet_mm.checkpoint.reader import read_checkpoint
+from partialnet_mm.converters.publish import strip_checkpoint
+from partialnet_mm.models.merge_model import merge_model
 
 TOLERANCE = 1e-5
 
 
-def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of the checkpoint')
     parser.add_argument('checkpoint', help='trained checkpoint; one of a training with EMA gives its averaged weights')
@@ -33,7 +33,7 @@ def parse_args() -> 'tuple[argparse.ArgumentParser, argparse.Namespace]':
     return parser, parser.parse_args()
 
 
-def deploy_config(cfg: Config, parts: List[str]) -> Config:
+def deploy_config(cfg: Config, parts: list[str]) -> Config:
     """The same config, with ``deploy=True`` in the parts of the model of these names.
 
     Raises:
@@ -52,7 +52,7 @@ def deploy_config(cfg: Config, parts: List[str]) -> Config:
     return cfg
 
 
-def load(model: nn.Module, state: Dict[str, Tensor], checkpoint: str) -> None:
+def load(model: nn.Module, state: dict[str, Tensor], checkpoint: str) -> None:
     """Loads weights that must fit without rest.
 
     Raises:
@@ -82,13 +82,13 @@ def deviation(merged: nn.Module, model: nn.Module, channels: int) -> float:
     return torch.stack([(out - want).abs().max() / want.abs().max() for out, want in pairs]).max().item()
 
 
-def convert(cfg: Config, content: dict, checkpoint: str) -> 'tuple[dict, list[str], float]':
+def convert(cfg: Config, content: dict, checkpoint: str) -> tuple[dict, list[str], float]:
     """Merges a checkpoint.
 
     Args:
-        cfg (Config): Of the checkpoint.
-        content (dict): What the checkpoint holds.
-        checkpoint (str): How messages call it.
+        cfg: Of the checkpoint.
+        content: What the checkpoint holds.
+        checkpoint: How messages call it.
 
     Returns:
         tuple[dict, list[str], float]: The merged checkpoint, the names of the

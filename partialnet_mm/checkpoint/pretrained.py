@@ -1,0 +1,157 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Weights that provably arrive: loading a backbone from a checkpoint."""
+import logging
+import os
+import re
+from collections.abc import Iterable
+
+from mmengine.fileio import get_local_path
+from mmengine.logging import MMLogger
+from torch import Tensor, nn
+
+from .hashed_name import check_hashed_name
+from .reader import read_checkpoint
+
+#: Least part of the backbone's tensors that a checkpoint must bring.
+MIN_LOADED = 0.9
+#: Name of the stem's weight in a checkpoint of the paper's official code.
+OFFICIAL_STEM = 'patch_embed.proj.weight'
+#: How the gates of a search for split ratios are called (DPConv).
+SEARCH_GATES = '.split_gates.t'
+
+
+def pretrained_cfg(init_cfg: dict | list[dict] | None) -> dict | None:
+    """The checkpoint that an ``init_cfg`` names.
+
+    Args:
+        init_cfg: As given to a backbone.
+
+    Returns:
+        dict | None: Arguments of :func:`load_pretrained`, or None if
+        ``init_cfg`` is not of type 'Pretrained'.
+
+    Raises:
+        ValueError: If it is, and has no checkpoint or keys beyond
+            'checkpoint', 'prefix' and 'map_location', or is one of several.
+        TypeError: If it is neither a dict nor dicts, as what a command line
+            makes of a dict written out.
+    """
+    if init_cfg is None:
+        return None
+    cfgs = list(init_cfg) if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    if not all(isinstance(cfg, dict) for cfg in cfgs):
+        raise TypeError(f'init_cfg must be a dict, a list of them, or None, got {init_cfg!r}. On a command line, write '
+                        'init_cfg.type=Pretrained init_cfg.checkpoint=FILE')
+    if not any(cfg.get('type') == 'Pretrained' for cfg in cfgs):
+        return None
+    if len(cfgs) > 1:  # mmengine would take whatever of the checkpoint fits
+        raise ValueError(f"init_cfg of type 'Pretrained' stands alone, got {init_cfg!r}")
+    init_cfg, = cfgs
+    options = {key: value for key, value in init_cfg.items() if key != 'type'}
+    if not options.get('checkpoint') or set(options) - {'checkpoint', 'prefix', 'map_location'}:
+        raise ValueError("init_cfg of type 'Pretrained' takes checkpoint, which is needed, prefix and map_location; "
+                         f'got {init_cfg!r}')
+    options.pop('map_location', None)  # tensors are copied to the model wherever it is
+    return options
+
+
+def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = None) -> dict[str, list[str]]:
+    """Loads a checkpoint into a backbone, and says what arrived.
+
+    Args:
+        module: The backbone.
+        checkpoint: A local file, or an address that mmengine has a file
+            backend for (``https://``, ``s3://``, ...).
+        prefix: What the backbone's tensors are called by in
+            the checkpoint, usually 'backbone.'. Defaults to None.
+
+    Returns:
+        dict[str, list[str]]: Names of tensors, under 'loaded', 'missing' (in
+        the backbone, not in the file), 'unexpected' (in the file under the
+        prefix, not in the backbone) and 'mismatched' (of another shape).
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        ValueError: If it cannot be read, has another hash than its name says
+            (:func:`check_hashed_name`), brings less than 90 % of the
+            backbone's tensors, or has more than a tenth beyond them; norms of
+            returned maps do not count.
+    """
+    if '://' not in checkpoint and not os.path.isfile(checkpoint):
+        raise FileNotFoundError(
+            f'init_cfg.checkpoint {checkpoint!r} does not exist. Get it by pretraining with configs/pretrain, '
+            'name another file (--cfg-options model.backbone.init_cfg.checkpoint=FILE), or start from random '
+            'weights with --cfg-options model.backbone.init_cfg=None')
+    # What an address holds is fetched to a file first: it is read as data, too.
+    with get_local_path(checkpoint) as path:
+        check_hashed_name(path, checkpoint)
+        content = read_checkpoint(path)
+    try:
+        tensors = find_state_dict(content)
+    except ValueError as error:
+        raise ValueError(f'checkpoint {checkpoint!r} {error}') from error
+    prefix = prefix or ''
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    given = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
+    own = module.state_dict()
+    report = dict(
+        loaded=[name for name in own if name in given and given[name].shape == own[name].shape],
+        missing=[name for name in own if name not in given],
+        unexpected=[name for name in given if name not in own],
+        mismatched=[name for name in own if name in given and given[name].shape != own[name].shape])
+    if any(name.endswith(SEARCH_GATES) for name in report['unexpected']):
+        raise ValueError(f'checkpoint {checkpoint!r} is of a search for split ratios, and this {type(module).__name__} '
+                         'has fixed ones: tools/model_converters/dpconv_to_fixed.py takes the gates out')
+    # A returned map's norm exists in dense prediction only, so neither side need have it.
+    needed, loaded = _without_output_norms(own), _without_output_norms(report['loaded'])
+    missing, foreign = _without_output_norms(report['missing']), _without_output_norms(report['unexpected'])
+    summary = (f'{len(report["loaded"])} of {len(own)} tensors of {type(module).__name__} loaded from '
+               f'{checkpoint!r} (prefix {prefix!r})')
+    for kind, names in (
+            ('missing', missing), ('mismatched', report['mismatched']), ('unexpected', report['unexpected']),
+            ('norms of returned maps, which a classifier does not have; they start afresh',
+             [name for name in report['missing'] if name not in missing]),
+            ('in the file, but not under the prefix', [name for name in tensors if not name.startswith(prefix)])):
+        if names:
+            summary += f'\n  {kind} ({len(names)}): {shorten(names)}'
+    if len(loaded) < MIN_LOADED * len(needed) or len(foreign) > len(needed) - MIN_LOADED * len(needed):
+        if any(name.endswith(OFFICIAL_STEM) for name in tensors):
+            raise ValueError(f'checkpoint {checkpoint!r} is in the layout of the official code: turn it into this '
+                             "project's with tools/model_converters/official_to_mm.py")
+        raise ValueError(f'only {summary}\nat least {MIN_LOADED:.0%} must match on either side: the checkpoint belongs '
+                         'to another network or arch, is merged where deploy=False or the reverse, or needs another '
+                         f'prefix. Its tensors begin with {shorten(list(tensors), 3)}')
+    module.load_state_dict({name: given[name] for name in report['loaded']}, strict=False)
+    level = logging.INFO if len(loaded) == len(needed) and not foreign else logging.WARNING
+    MMLogger.get_current_instance().log(level, summary)
+    return report
+
+
+def find_state_dict(content: dict) -> dict[str, object]:
+    """The tensors by name that a checkpoint holds.
+
+    Args:
+        content: What was read: tensors under 'state_dict', under
+            'model', or as the whole dict.
+
+    Returns:
+        dict[str, object]: Names and values, which are not looked at.
+
+    Raises:
+        ValueError: If there is something else.
+    """
+    tensors = content.get('state_dict', content.get('model', content))
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+        raise ValueError(f'holds a {type(tensors).__name__} in the place of its state dict; allowed are tensors by '
+                         "name under 'state_dict', under 'model', or as the whole file")
+    return tensors
+
+
+def _without_output_norms(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not re.match(r'norm\d\.', name)]
+
+
+def shorten(names: list[str], most: int = 12) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f', ... {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more

@@ -1,0 +1,1 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.

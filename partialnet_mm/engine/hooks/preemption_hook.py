@@ -1,0 +1,124 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""A training that is told to leave saves first."""
+import os
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from .crash_safe_checkpoint_hook import CrashSafeCheckpointHook
+
+#: Exit status of a training that was told to leave and has saved: start it again with --resume.
+#: It is sysexits.h's EX_TEMPFAIL.
+EXIT_PREEMPTED = 75
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """On SIGTERM or SIGUSR1, saves after the current iteration and exits with status 75.
+
+    All processes agree at the end of each iteration, so that it is enough if
+    one gets the signal, and all leave after the same one, when the checkpoint
+    is complete. In validation a process leaves after the current batch if the
+    epoch is saved, else after the validation.
+
+    It needs :class:`CrashSafeCheckpointHook`, which saves, and, to go on from
+    the middle of an epoch, :class:`EpochDataHook`.
+
+    The environment variable ``PARTIALNET_STATUS_FILE`` names a file to write
+    the status to: torchrun exits with 1 whatever its processes exit with, and
+    ``tools/dist_train.sh`` passes the status on.
+    """
+
+    # After checkpoints (VERY_LOW).
+    priority = 'LOWEST'
+    signals = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._process = os.getpid()
+        self._former: dict[int, object] = {}
+        self._group: dist.ProcessGroup | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Listens to the signals.
+
+        Raises:
+            ValueError: If no CrashSafeCheckpointHook is there to save.
+        """
+        self._checkpoints(runner)
+        if runner.distributed:
+            # Messages between CPUs, so that asking at each iteration does not wait for the GPU.
+            self._group = dist.new_group(backend='gloo')
+        _write_status(runner, '')  # torchrun may have started this process again after it left
+        self._process = os.getpid()
+        self._former = {number: signal.signal(number, self._receive) for number in self.signals}
+
+    def after_train(self, runner: Runner) -> None:
+        """Listens no longer."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._end_group()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None,
+                         outputs: dict | None = None) -> None:
+        """Saves and leaves if any process was told to."""
+        if self._any_received():
+            self._checkpoints(runner).save_now(runner)
+            if self._group is not None:
+                # torchrun ends all processes when the first has left, also one that still writes.
+                dist.barrier(group=self._group)
+            self._leave(runner, runner.iter + 1)
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: object = None,
+                       outputs: object = None) -> None:
+        """Leaves in a validation if the epoch before it is saved."""
+        # Processes may have different numbers of batches here, so each goes by its own signal.
+        if self._received is not None and self._checkpoints(runner).is_saved(runner):
+            self._leave(runner, runner.iter)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        # Workers of the data loader inherit this handler: they must serve until the iteration's end.
+        if os.getpid() == self._process:
+            self._received = number
+
+    def _any_received(self) -> bool:
+        received = self._received is not None
+        if self._group is None:
+            return received
+        flag = torch.tensor([int(received)])
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(flag.item())
+
+    def _end_group(self) -> None:
+        # Left to the interpreter's exit, its threads may abort the process.
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+
+    def _leave(self, runner: Runner, iterations: int) -> None:
+        self._end_group()
+        name = signal.Signals(self._received).name if self._received else 'a signal to another process'
+        runner.logger.info(f'{name}: leaving with status {EXIT_PREEMPTED} after iteration {iterations}; '
+                           'the same command with --resume goes on from there')
+        _write_status(runner, str(EXIT_PREEMPTED))
+        raise SystemExit(EXIT_PREEMPTED)
+
+    @staticmethod
+    def _checkpoints(runner: Runner) -> CrashSafeCheckpointHook:
+        for hook in runner.hooks:
+            if isinstance(hook, CrashSafeCheckpointHook):
+                return hook
+        raise ValueError("PreemptionHook needs default_hooks.checkpoint = dict(type='CrashSafeCheckpointHook'), "
+                         f'got {[type(hook).__name__ for hook in runner.hooks]}')
+
+
+def _write_status(runner: Runner, status: str) -> None:
+    path = os.environ.get('PARTIALNET_STATUS_FILE')
+    if path and runner.rank == 0:
+        with open(path, 'w') as file:
+            file.write(status)

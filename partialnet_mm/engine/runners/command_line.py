@@ -1,0 +1,183 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""What train.py and test.py share: from a command line to an mmengine runner, for any OpenMMLab config."""
+import argparse
+import atexit
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from partialnet_mm.checkpoint.reader import read_checkpoint
+from partialnet_mm.engine.runners.coco_format_runner import spread_data_settings
+from partialnet_mm.models import require_patconv
+from partialnet_mm.preflight import check_config, errors_in, format_findings
+
+
+class KeyValues(DictAction):
+    """mmengine's reading of ``--cfg-options``, with a usage line where a value is missing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Sequence[str],
+                 option_string: str | None = None) -> None:
+        for value in values:
+            if '=' not in value:
+                parser.error(f'--cfg-options: {value!r} is not KEY=VALUE')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what both tools take beside the config."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default work_dirs/<config name>')
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',
+                        help='changes to the config, e.g. optim_wrapper.optimizer.lr=1e-4 classes="[\'a\',\'b\']"')
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='load a checkpoint that is more than data, or from an address: it can run any code')
+    parser.add_argument('--skip-preflight', action='store_true', help='do not check the data first')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='what started the processes; dist_train.sh says pytorch')
+    # torch.distributed.launch passes it; torchrun sets the variable itself.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
+    """Reads the config with the changes of the command line.
+
+    Raises:
+        SystemExit: With a usage line and status 2, if the file does not exist.
+    """
+    if not os.path.isfile(args.config):
+        parser.error(f'config {args.config!r} does not exist')
+    if args.launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
+        parser.error(f'--launcher {args.launcher} needs GPUs, and torch sees none; without them, dist_train.sh and '
+                     'dist_test.sh start processes on the CPU')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif not cfg.get('work_dir'):
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    return cfg
+
+
+def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[str]) -> None:
+    """Stops with the findings if the data of the config has errors; one process of the job checks."""
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))) > 0:
+        return
+    if cfg.get('runner_type') == 'CocoFormatRunner':
+        cfg = spread_data_settings(cfg)
+    findings = check_config(cfg, splits=splits)
+    if errors_in(findings):
+        roots = ' '.join(f'{split}_dataloader.dataset.data_root=FOLDER' for split in splits)
+        parser.exit(1, f'{format_findings(findings)}\nNothing was started. Data elsewhere: --cfg-options {roots}, or '
+                    'as the config says. --skip-preflight starts all the same.\n')
+
+
+def read_trusted(checkpoint: str) -> dict:
+    """Reads a checkpoint that cannot run code when mmengine loads it; others are refused before anything of them runs.
+
+    Raises:
+        ValueError: If it is an address, damaged, or holds more than data.
+        FileNotFoundError: If it does not exist.
+    """
+    if '://' in checkpoint:
+        raise ValueError(f'checkpoint {checkpoint!r} is an address: download it and name the file, or allow it with '
+                         '--trust-checkpoint')
+    try:
+        return read_checkpoint(checkpoint)
+    except ValueError as error:
+        raise ValueError(f'{error}\nIf you trust where it comes from: --trust-checkpoint') from error
+
+
+def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) -> Runner:
+    """Builds the runner, on GPUs or, where there are none, on CPUs.
+
+    Without a GPU, processes talk over gloo, and a config's mixed precision,
+    which mmengine offers on accelerators only, becomes float32 with a warning.
+
+    Args:
+        cfg: The whole config.
+        least_fit: Part of the model's tensors that ``load_from`` must
+            hold, in their shapes. On resuming, CrashSafeCheckpointHook looks
+            closer.
+        trust_checkpoint: Whether to load ``load_from`` without looking
+            at it. Defaults to False.
+
+    Returns:
+        Runner: The runner.
+
+    Raises:
+        ValueError: If ``load_from`` is not known to be data only, or belongs
+            to another network, and ``trust_checkpoint`` is not set; or if a
+            ``conv_cfg`` of type 'PATConv' has replaced no layer.
+    """
+    content = read_trusted(cfg.load_from) if cfg.get('load_from') and not trust_checkpoint else None
+    if not torch.cuda.is_available():
+        if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
+            for option in ('loss_scale', 'dtype', 'use_fsdp'):
+                cfg.optim_wrapper.pop(option, None)
+            cfg.optim_wrapper.type = 'OptimWrapper'
+            print_log('no GPU: training in float32, not in the mixed precision that the config asks for',
+                      logger='current', level=logging.WARNING)
+        if cfg.launcher == 'pytorch':
+            # mmengine's own set-up would look for a GPU for each process.
+            torch.distributed.init_process_group('gloo')
+            # Left to the interpreter's exit, gloo's threads may abort the process.
+            atexit.register(torch.distributed.destroy_process_group)
+            cfg.model_wrapper_cfg = dict(
+                dict(type='MMDistributedDataParallel', broadcast_buffers=False,
+                     find_unused_parameters=cfg.get('find_unused_parameters', False), device_ids=None),
+                **(cfg.get('model_wrapper_cfg') or {}))
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    require_patconv(runner.model, cfg.model)
+    if content is not None and not cfg.get('resume'):
+        require_fit(runner.model, content, cfg.load_from, least_fit)
+    return runner
+
+
+def leave() -> None:
+    """Ends a process that has done its work; call it last.
+
+    Processes that talked over gloo end at once, after all exit handlers: as the interpreter takes itself apart, gloo's
+    threads sometimes abort them, and torchrun would report a failure.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == 'gloo':
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def require_fit(model: nn.Module, content: dict, checkpoint: str, least: float) -> None:
+    """Raises for a checkpoint of another network, which mmengine loads with no more than a warning.
+
+    Args:
+        model: What the checkpoint is for.
+        content: What the checkpoint holds.
+        checkpoint: How the message calls it.
+        least: Part of the model's tensors that must be there, in their shapes.
+
+    Raises:
+        ValueError: If fewer are.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    given = {name[len('module.'):] if name.startswith('module.') else name: value
+             for name, value in content.get('state_dict', content).items()}
+    own = model.state_dict()
+    wrong = [f'{name} is missing' for name in own if name not in given]
+    wrong += [f'{name} is {tuple(given[name].shape)}, not {tuple(value.shape)}' for name, value in own.items()
+              if name in given and given[name].shape != value.shape]
+    if len(own) - len(wrong) < least * len(own):
+        raise ValueError(f'checkpoint {checkpoint!r} belongs to another network or other classes: it fits '
+                         f'{len(own) - len(wrong)} of {len(own)} tensors of the {type(model).__name__} of this config, '
+                         f'at least {least:.0%} must fit. First that do not: {"; ".join(wrong[:5])}')

@@ -1,0 +1,40 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""The pages say what the code does: their tables are printed anew, and what they name exists."""
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.libraries import ROOT
+
+PAGES = sorted(p.relative_to(ROOT).as_posix() for p in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')])
+
+
+def test_table_of_variants_is_what_the_command_prints():
+    pytest.importorskip('mmpretrain')
+    done = subprocess.run([sys.executable, 'tools/analysis_tools/variants.py'], cwd=ROOT, capture_output=True,
+                          text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith('| `')]
+    assert len(rows) == 8
+    readme = (ROOT / 'README.md').read_text()
+    assert [row for row in rows if row not in readme] == []
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r'(?<![\w./-])((?:tools|configs|partialnet_mm|tests|docs|requirements)/[\w./]*\w)', text))
+    named |= {link for link in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in link}
+    assert named
+    assert re.findall(r'^[A-Z_]{4,}$', text, re.M) == []  # no place is left to be filled in
+    here = (ROOT / page).parent
+    assert sorted(n for n in named if not (ROOT / n).exists() and not (here / n).exists()) == []
+
+
+def test_make_targets_that_the_readme_names_exist():
+    targets = set(re.findall(r'^(\w[\w-]*):', (ROOT / 'Makefile').read_text(), re.M))
+    named = set(re.findall(r'`(?:STACK=\w+ )?make ([\w-]+)`', (ROOT / 'README.md').read_text()))
+    assert {'demo', 'lint'} <= named <= targets

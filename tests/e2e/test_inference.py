@@ -1,0 +1,230 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Inference: the libraries' own interfaces on a config's path, tools/infer.py, and merging on the fly."""
+import json
+import pickle
+import re
+import shutil
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+
+from partialnet_mm.models import PartialNet
+from tests.helpers.tiny_models import CLASSES, LIBRARIES, write_model
+from tests.helpers.tool_scripts import run_main
+
+TOOL = 'tools/infer.py'
+
+
+@pytest.fixture
+def merges(monkeypatch):
+    """How often a backbone has been merged."""
+    calls = []
+    merge = PartialNet.switch_to_deploy
+    monkeypatch.setattr(PartialNet, 'switch_to_deploy', lambda backbone: (calls.append(backbone), merge(backbone)))
+    return calls
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder with three images, one of them in a folder of its own."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'images' / 'more').mkdir(parents=True)
+    for i, name in enumerate(('a.jpg', 'b.png', 'more/c.bmp')):
+        small = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / 'images' / name), cv2.resize(small, (96 + 16 * i, 64)))
+    return tmp_path / 'images'
+
+
+def predictions(out_dir):
+    return {str(p.relative_to(out_dir / 'predictions')): json.loads(p.read_text())
+            for p in sorted((out_dir / 'predictions').rglob('*.json'))}
+
+
+@pytest.mark.parametrize('kind', LIBRARIES)
+def test_a_folder(kind, monkeypatch, capsys, tmp_path, images, tiny_arch, randomize_norms, merges):
+    config, checkpoint = write_model(kind, tmp_path, tiny_arch, randomize_norms)
+    options = ('--device', 'cpu', '--batch-size', 2, '--score-thr', 0)
+    assert run_main(monkeypatch, TOOL, config, checkpoint, images, '--out-dir', tmp_path / 'out', *options) == 0
+    said = capsys.readouterr().out
+    assert '3/3' in said and '3 images: pictures in' in said and not merges
+    pictures = {str(p.relative_to(tmp_path / 'out' / 'pictures')): cv2.imread(str(p)).shape
+                for p in (tmp_path / 'out' / 'pictures').rglob('*') if p.is_file()}
+    assert pictures == {'a.jpg': (64, 96, 3), 'b.png': (64, 112, 3), 'more/c.bmp.png': (64, 128, 3)}
+    found = predictions(tmp_path / 'out')
+    assert list(found) == ['a.jpg.json', 'b.png.json', 'more/c.bmp.json']
+    for name, prediction in found.items():
+        if kind == 'classifier':
+            label = int(np.argmax(prediction['pred_scores']))
+            assert prediction['pred_class'] == CLASSES[kind][label] and len(prediction['pred_scores']) == 3
+        elif kind == 'detector':
+            assert prediction['classes'] == [CLASSES[kind][label] for label in prediction['labels']]
+            assert len(prediction['scores']) == len(prediction['bboxes']) == len(prediction['masks']) > 0
+        else:
+            labels = cv2.imread(str(tmp_path / 'out' / 'predictions' / name.replace('.json', '.png')), 0)
+            assert labels.shape == pictures[name[:-5] + '.png' * name.endswith('bmp.json')][:2]
+            assert prediction['parts'] == {CLASSES[kind][i]: pytest.approx((labels == i).mean())
+                                           for i in np.unique(labels)}
+
+    # Merged on the fly: the same predictions.
+    options += ('--deploy', )
+    assert run_main(monkeypatch, TOOL, config, checkpoint, images, '--out-dir', tmp_path / 'merged', *options) == 0
+    assert len(merges) == 1
+    merged = predictions(tmp_path / 'merged')
+    assert list(merged) == list(found)
+    for name, prediction in merged.items():
+        assert set(prediction) == set(found[name])
+        for key in {'pred_scores', 'scores', 'bboxes'} & set(prediction):
+            np.testing.assert_allclose(prediction[key], found[name][key], rtol=1e-4, atol=1e-4)
+        for key in {'pred_class', 'labels', 'classes'} & set(prediction):
+            assert prediction[key] == found[name][key]
+        if kind == 'segmentor':
+            assert prediction['parts'] == pytest.approx(found[name]['parts'], abs=1e-3)
+
+
+@pytest.mark.parametrize('kind', LIBRARIES)
+def test_a_merged_checkpoint(kind, monkeypatch, tmp_path, images, tiny_arch, randomize_norms):
+    """By the config with deploy=True; a detector's also by the config inside of it."""
+    config, checkpoint = write_model(kind, tmp_path, tiny_arch, randomize_norms)
+    merged = tmp_path / 'merged.pth'
+    assert run_main(monkeypatch, 'tools/model_converters/reparameterize_model.py', config, checkpoint, merged) == 0
+    one = images / 'a.jpg'
+    for weights, name, options in ((checkpoint, 'plain', ()),
+                                   (merged, 'merged', ('--cfg-options', 'model.backbone.deploy=True'))):
+        assert run_main(monkeypatch, TOOL, config, weights, one, '--out-dir', tmp_path / name, '--device', 'cpu',
+                        *options) == 0
+    plain, found = (predictions(tmp_path / name)['a.jpg.json'] for name in ('plain', 'merged'))
+    key = dict(classifier='pred_scores', detector='scores', segmentor='parts')[kind]
+    assert found[key] == pytest.approx(plain[key], abs=1e-3 if kind == 'segmentor' else 1e-4)
+    if kind == 'detector':
+        from mmdet.apis import DetInferencer
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            inferencer = DetInferencer(weights=str(merged), device='cpu', show_progress=False)
+            assert inferencer.model.backbone.stages[0][0].merged
+            outputs = inferencer(str(one))['predictions'][0]
+        assert outputs['scores'] == pytest.approx(plain['scores'], abs=1e-4)
+
+
+def test_detectors_own_interfaces(tmp_path, images, tiny_arch, randomize_norms):
+    config, checkpoint = write_model('detector', tmp_path, tiny_arch, randomize_norms)
+    from mmdet.apis import DetInferencer, inference_detector, init_detector
+    path = str(images / 'a.jpg')
+    with DefaultScope.overwrite_default_scope('mmdet'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        outputs = DetInferencer(str(config), str(checkpoint), 'cpu', show_progress=False)(
+            [path], out_dir=str(tmp_path / 'out'), no_save_pred=False)
+        model = init_detector(str(config), str(checkpoint), device='cpu')
+        sample = inference_detector(model, path)
+    assert model.dataset_meta['classes'] == CLASSES['detector']
+    assert (tmp_path / 'out' / 'vis' / 'a.jpg').is_file() and (tmp_path / 'out' / 'preds' / 'a.json').is_file()
+    assert len(sample.pred_instances) == 10
+    np.testing.assert_allclose(outputs['predictions'][0]['scores'], sample.pred_instances.scores, rtol=1e-6)
+    np.testing.assert_allclose(outputs['predictions'][0]['bboxes'], sample.pred_instances.bboxes, rtol=1e-6)
+
+
+def test_segmentors_own_interfaces(tmp_path, images, tiny_arch, randomize_norms):
+    config, checkpoint = write_model('segmentor', tmp_path, tiny_arch, randomize_norms)
+    from mmseg.apis import MMSegInferencer, inference_model, init_model
+    path = str(images / 'a.jpg')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        labels = MMSegInferencer(str(config), str(checkpoint), device='cpu')(path)['predictions']
+        sample = inference_model(init_model(str(config), str(checkpoint), device='cpu'), path)
+    assert labels.shape == (64, 96)
+    np.testing.assert_array_equal(labels, sample.pred_sem_seg.data[0])
+
+
+def test_classifiers_own_interfaces(tmp_path, images, tiny_arch, randomize_norms):
+    config, checkpoint = write_model('classifier', tmp_path, tiny_arch, randomize_norms)
+    from mmpretrain.apis import ImageClassificationInferencer, get_model
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        found = ImageClassificationInferencer(str(config), str(checkpoint))(str(images / 'a.jpg'))[0]
+        model = get_model(str(config), str(checkpoint))
+    assert found['pred_class'] in CLASSES['classifier'] and found['pred_scores'].sum() == pytest.approx(1)
+    assert torch.equal(model.state_dict()['backbone.downsample_layers.0.conv.weight'],
+                       torch.load(checkpoint)['state_dict']['backbone.downsample_layers.0.conv.weight'])
+
+
+@pytest.fixture
+def classifier(tmp_path, tiny_arch, randomize_norms):
+    return write_model('classifier', tmp_path, tiny_arch, randomize_norms)
+
+
+def test_an_image_that_cannot_be_read_stops_nothing(classifier, monkeypatch, capsys, tmp_path, images):
+    (images / 'aa.jpg').write_bytes((images / 'a.jpg').read_bytes()[:500])
+    (images / 'z.png').write_bytes(b'')
+    assert run_main(monkeypatch, TOOL, *classifier, images, '--out-dir', tmp_path / 'out', '--device', 'cpu') == 1
+    said = capsys.readouterr()
+    assert '3 images: pictures' in said.out and '2 images could not be read' in said.err
+    assert re.search(r'aa\.jpg: 500 bytes that do not decode', said.err) and 'z.png: the file has 0 bytes' in said.err
+    assert len(predictions(tmp_path / 'out')) == 3
+
+
+@pytest.mark.parametrize('changes, status, message', [
+    (dict(images=['missing']), 1, "image or folder 'missing' does not exist"),
+    (dict(images=['{tmp}/empty']), 1, r"no image in folder '.*empty'.*\.jpg"),
+    (dict(images=['{tmp}/images', '{tmp}/images/more/../a.jpg']), 1, "would both give 'a.jpg'"),
+    (dict(out='{tmp}/images/out'), 1, 'lies in the folder of images'),
+    (dict(config='missing.py'), 2, "config 'missing.py' does not exist"),
+    (dict(checkpoint='missing.pth'), 2, "checkpoint 'missing.pth' does not exist"),
+    (dict(checkpoint='{tmp}/classifier.py'), 1, 'cannot be read'),
+    (dict(checkpoint='https://example.com/a.pth'), 1, 'is an address: download it'),
+    (dict(options=['--batch-size', '0']), 2, '--batch-size must be at least 1, got 0'),
+    (dict(options=['--cfg-options', 'default_scope=mmpose']), 2, "default_scope of .* is 'mmpose'; allowed are"),
+    (dict(options=['--cfg-options', 'model.head.num_classes=7']), 1,
+     'belongs to another network or other classes: .*head.layers.1.fc.weight'),
+    (dict(options=['--cfg-options', 'model.backbone.deploy=True']), 1, 'belongs to another network'),
+    (dict(options=['--cfg-options', 'model.head.num_classes=7', 'runner_type=CocoFormatRunner']), 1,
+     'belongs to another network(.|\\n)*name the one that the training has left in its work folder'),
+])
+def test_wrong_usage(changes, status, message, classifier, monkeypatch, capsys, tmp_path, images):
+    (tmp_path / 'empty').mkdir()
+    given = dict(config=classifier[0], checkpoint=classifier[1], images=['{tmp}/images'], out='{tmp}/out', options=[])
+    given.update(changes)
+    words = [given['config'], given['checkpoint'], *given['images'], '--out-dir', given['out'], '--device', 'cpu',
+             *given['options']]
+    assert run_main(monkeypatch, TOOL, *[str(word).format(tmp=tmp_path) for word in words]) == status
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_a_gpu_that_is_not_there(classifier, monkeypatch, capsys, tmp_path, images):
+    assert run_main(monkeypatch, TOOL, *classifier, images, '--out-dir', tmp_path / 'out', '--device', 'cuda:0') == 2
+    assert '--device cuda:0: torch sees no GPU' in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_code_is_refused(classifier, monkeypatch, capsys, tmp_path, images):
+    class Code:
+        def __reduce__(self):
+            return (tmp_path.joinpath('ran').mkdir, ())
+
+    torch.save(dict(torch.load(classifier[1]), more=Code()), classifier[1])
+    assert run_main(monkeypatch, TOOL, *classifier, images, '--out-dir', tmp_path / 'out', '--device', 'cpu') == 1
+    assert '--trust-checkpoint' in capsys.readouterr().err
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('averaged', [False, True], ids=['', 'EMA'])
+def test_tests_of_the_merged_form(averaged, classifier, monkeypatch, capsys, tmp_path, images, merges):
+    """tools/test.py --deploy: the same scores, also where the config has EMAHook, which holds a copy of the model."""
+    for name in CLASSES['classifier']:
+        shutil.copytree(images, tmp_path / 'data' / 'val' / name)
+    config, checkpoint = classifier
+    if averaged:
+        config.write_text(config.read_text() + "\ncustom_hooks = [dict(type='EMAHook')]\n")
+    options = [f'test_dataloader.{option}' for option in (
+        'batch_size=2', 'num_workers=0', 'persistent_workers=False', f'dataset.data_root={tmp_path}/data',
+        'dataset.metainfo.classes=blue,green,red')] + ['test_evaluator.topk=1']
+    scores = {}
+    for name, deploy in (('plain', ()), ('merged', ('--deploy', ))):
+        assert run_main(monkeypatch, 'tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'work', '--out',
+                        tmp_path / f'{name}.pkl', *deploy, '--cfg-options', *options) == 0
+        assert len(merges) == len(deploy)
+        assert re.search(r'accuracy/top1\s+33\.3', capsys.readouterr().out)
+        samples = pickle.loads((tmp_path / f'{name}.pkl').read_bytes())
+        scores[name] = np.stack([sample['pred_score'] for sample in samples])
+    assert scores['plain'].shape == (9, 3)
+    np.testing.assert_allclose(scores['merged'], scores['plain'], rtol=1e-4)

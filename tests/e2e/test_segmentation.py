@@ -1,0 +1,254 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Segmentation: the configs, masks of COCO as mmseg's folders, and training and testing on a few drawn images."""
+import io
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from partialnet_mm import PartialNet
+from partialnet_mm.datasets import write_shapes_dataset
+from partialnet_mm.preflight import check_config
+from tests.helpers.batches import loss_of, predictions_of, random_batch
+from tests.helpers.config_differences import MISSING, differences, settings_of
+from tests.helpers.libraries import ROOT, build_model, parameters_without_gradient, shipped_config
+
+#: Config: mmseg's, what the two differ in as (theirs, ours).
+SEGMENTORS = {
+    'semantic_fpn/semantic_fpn_partialnet_s_80k_ade20k.py': ('sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py', {
+        'model.pretrained': ('open-mmlab://resnet50_v1c', MISSING),
+        'model.neck.in_channels': ([256, 512, 1024, 2048], [96, 192, 384, 768]),
+        # mmseg's backbones other than ResNet train for 80k iterations with AdamW.
+        'train_cfg.max_iters': (160000, 80000),
+        'train_cfg.val_interval': (16000, 8000),
+        'param_scheduler[0].end': (160000, 80000),
+        'param_scheduler[0].eta_min': (1e-4, 0.0),
+        'optim_wrapper.optimizer.type': ('SGD', 'AdamW'),
+        'optim_wrapper.optimizer.lr': (0.01, 1e-4),
+        'optim_wrapper.optimizer.weight_decay': (5e-4, 1e-4),
+        'optim_wrapper.optimizer.momentum': (0.9, MISSING),
+        'optim_wrapper.clip_grad': (None, MISSING),
+        'auto_scale_lr': (MISSING, dict(enable=False, base_batch_size=16)),
+    }),
+    # ConvNeXt-T has the channels of PartialNet-S.
+    'upernet/upernet_partialnet_s_160k_ade20k.py': ('convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py', {
+        'model.pretrained': (None, MISSING),
+        'optim_wrapper.constructor': ('LearningRateDecayOptimizerConstructor', 'PartialNetLayerDecayConstructor'),
+        'optim_wrapper.paramwise_cfg.decay_type': ('stage_wise', MISSING),
+        'optim_wrapper.paramwise_cfg.num_layers': (6, MISSING),
+        # mmseg's constructor does these three unasked.
+        'optim_wrapper.paramwise_cfg.norm_decay_mult': (MISSING, 0.),
+        'optim_wrapper.paramwise_cfg.bias_decay_mult': (MISSING, 0.),
+        'optim_wrapper.paramwise_cfg.flat_decay_mult': (MISSING, 0.),
+        'optim_wrapper.paramwise_cfg.custom_keys': (MISSING, {'position_bias.table': dict(decay_mult=0.)}),
+        'auto_scale_lr': (MISSING, dict(enable=False, base_batch_size=16)),
+    }),
+    'upernet/upernet_partialnet_s_80k_cityscapes.py': ('upernet/upernet_r50_4xb2-80k_cityscapes-512x1024.py', {
+        'model.pretrained': ('open-mmlab://resnet50_v1c', MISSING),
+        'model.decode_head.in_channels': ([256, 512, 1024, 2048], [96, 192, 384, 768]),
+        'model.auxiliary_head.in_channels': (1024, 384),
+        'auto_scale_lr': (MISSING, dict(enable=False, base_batch_size=8)),
+    }),
+}
+VARIANTS = [(folder, arch, length) for folder, length in (('semantic_fpn', '80k'), ('upernet', '160k'))
+            for arch in 'sml']
+
+
+def load(name):
+    pytest.importorskip('mmseg')
+    return Config.fromfile(ROOT / 'configs' / name)
+
+
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_differs_from_mmsegs_config_in_what_is_meant(name):
+    shipped, expected = SEGMENTORS[name]
+    theirs, ours = Config.fromfile(shipped_config('mmseg', shipped)), load(name)
+    found = differences(settings_of(theirs), settings_of(ours))
+    if 'cityscapes' in name:  # the optimizer is that of ADE20K, over half of the iterations
+        ade20k = load('upernet/upernet_partialnet_s_160k_ade20k.py')
+        assert differences(ade20k.optim_wrapper, ours.optim_wrapper) == {}
+        assert differences(ade20k.param_scheduler, ours.param_scheduler) == {'[1].end': (160000, 80000)}
+        found = {place: values for place, values in found.items()
+                 if not place.startswith(('optim_wrapper', 'param_scheduler'))}
+    assert found == expected
+
+
+@pytest.mark.parametrize('folder, arch, length', VARIANTS)
+def test_variants_read_the_channels_of_their_backbone(folder, arch, length):
+    model = load(f'{folder}/{folder}_partialnet_{arch}_{length}_ade20k.py').model
+    width = PartialNet.arch_settings[arch]['embed_dim']
+    channels = [width, 2 * width, 4 * width, 8 * width]
+    assert (model.backbone.type, model.backbone.arch, model.backbone.out_indices) == ('PartialNet', arch, (0, 1, 2, 3))
+    assert model.backbone.init_cfg == dict(
+        type='Pretrained', checkpoint=f'work_dirs/partialnet_{arch}_in1k/epoch_300.pth', prefix='backbone.')
+    assert model.backbone.drop_path_rate == {
+        'semantic_fpn': dict(s=0.1, m=0.15, l=0.2), 'upernet': dict(s=0.15, m=0.2, l=0.3)}[folder][arch]
+    if folder == 'semantic_fpn':
+        assert model.neck.in_channels == channels
+    else:
+        assert model.decode_head.in_channels == channels and model.auxiliary_head.in_channels == channels[2]
+
+
+@pytest.mark.parametrize('arch', 'sml')
+def test_layer_decay_gives_the_stem_the_same_rate_in_all_variants(arch):
+    rate = load(f'upernet/upernet_partialnet_{arch}_160k_ade20k.py').optim_wrapper.paramwise_cfg.decay_rate
+    blocks = sum(PartialNet.arch_settings[arch]['depths'])
+    assert rate ** (blocks + 1) == pytest.approx(0.15, abs=0.01)
+
+
+@pytest.mark.parametrize('name', [*SEGMENTORS, 'semantic_fpn/semantic_fpn_partialnet_t0_shapes.py'])
+def test_trains_every_parameter_and_predicts(name):
+    cfg = load(name)
+    # Random weights, no block dropped by chance, crops of the batch's size.
+    cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
+    cfg.model.data_preprocessor.size = (64, 96)
+    cfg.model.decode_head.channels = 64  # for speed
+    model = build_model(cfg)
+    loss = loss_of(cfg, model, random_batch(cfg))
+    assert torch.isfinite(loss)
+    loss.backward()
+    assert parameters_without_gradient(model) == []
+    found = predictions_of(cfg, model, random_batch(cfg))
+    assert [tuple(sample.pred_sem_seg.data.shape) for sample in found] == [(1, 64, 96)] * 2
+
+
+def run(*command):
+    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, timeout=300,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def coco_to_semantic(*arguments):
+    """The tool in this process; its exit status, and what it printed and said."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, 'argv', ['coco_to_semantic.py', *map(str, arguments)])
+        try:
+            runpy.run_path(str(ROOT / 'tools/dataset_tools/coco_to_semantic.py'), run_name='__main__')
+        except SystemExit as stop:
+            return stop.code, out.getvalue(), err.getvalue()
+    return 0, out.getvalue(), err.getvalue()
+
+
+def annotation(number, category, box, **changes):
+    """A rectangle; its box is x, y, width, height."""
+    x, y, width, height = box
+    return dict(dict(id=number, image_id=1, category_id=category, bbox=box, area=width * height, iscrowd=0,
+                     segmentation=[[x, y, x + width, y, x + width, y + height, x, y + height]]), **changes)
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """One image with a large box, a smaller one in it, a crowd beside them, and categories numbered 7 and 3."""
+    content = dict(
+        images=[dict(id=1, file_name='sub/a.png', height=20, width=30)],
+        categories=[dict(id=7, name='nut'), dict(id=3, name='date')],
+        annotations=[annotation(1, 7, [4, 5, 4, 3]), annotation(2, 3, [2, 2, 10, 12]),
+                     annotation(3, 7, [20, 0, 10, 20], iscrowd=1, segmentation=dict(size=[20, 30], counts=[400, 200]))])
+    (tmp_path / 'images' / 'sub').mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / 'images' / 'sub' / 'a.png'), np.full((20, 30, 3), 99, np.uint8))
+
+    def write(**changes):
+        (tmp_path / 'coco.json').write_text(json.dumps({**content, **changes}))
+        return [tmp_path / 'coco.json', tmp_path / 'images', tmp_path / 'out', 'train']
+
+    return content, write, tmp_path / 'out'
+
+
+@pytest.mark.parametrize('symlink', [False, True])
+def test_masks_become_a_map(coco, symlink):
+    pytest.importorskip('pycocotools')
+    _, write, out = coco
+    status, printed, _ = coco_to_semantic(*write(), *(['--symlink'] if symlink else []))
+    assert status == 0
+    expected = np.zeros((20, 30), np.uint8)
+    expected[2:14, 2:12] = 1  # date: the lower id
+    expected[5:8, 4:8] = 2  # the smaller nut lies over it, though the file has it first
+    expected[:, 20:] = 255
+    found = cv2.imread(str(out / 'ann_dir/train/sub/a.png'), cv2.IMREAD_UNCHANGED)
+    assert found.dtype == np.uint8 and np.array_equal(found, expected)
+    image = out / 'img_dir/train/sub/a.png'
+    assert image.is_symlink() == symlink and cv2.imread(str(image))[0, 0].tolist() == [99, 99, 99]
+    assert "img_suffix='.png', metainfo=dict(classes=('background', 'date', 'nut'))" in printed
+    assert re.search(r'2  nut +2\.0% of all pixels', printed)
+
+
+def test_what_cannot_become_maps_is_said_and_nothing_is_written(coco):
+    content, write, out = coco
+    status, _, said = coco_to_semantic(*write(annotations=[annotation(1, 7, [4, 5, 4, 3], segmentation=None)]))
+    assert status == 1 and 'ERROR mask missing (1)' in said
+    status, _, said = coco_to_semantic(*write(categories=[dict(id=i, name=f'c{i}') for i in range(1, 256)]))
+    assert status == 2 and 'has 255 categories; a map in uint8 has room for 254' in said
+    cv2.imwrite(str(out.parent / 'images' / 'b.jpg'), np.zeros((20, 30, 3), np.uint8))
+    status, _, said = coco_to_semantic(
+        *write(images=[*content['images'], dict(id=2, file_name='b.jpg', height=20, width=30)]))
+    assert status == 2 and "images of the kinds ['.jpg', '.png']; mmsegmentation takes one" in said
+    assert not out.exists()
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Semantic FPN after 30 iterations on 16 drawn images, and its log."""
+    pytest.importorskip('mmseg')
+    root = tmp_path_factory.mktemp('segmentation')
+    write_shapes_dataset(root / 'coco', dict(train=16, val=4), size=64)
+    for split in ('train', 'val'):
+        status, *_ = coco_to_semantic(root / f'coco/annotations/instances_{split}.json', root / 'coco' / split,
+                                      root / 'data', split)
+        assert status == 0
+    options = ['model.data_preprocessor.size=(64,64)']
+    for split in ('train', 'val', 'test'):
+        options += [f'{split}_dataloader.{option}' for option in (
+            f'dataset.data_root={root}/data', 'num_workers=0', 'persistent_workers=False')]
+    done = run('tools/train.py', 'configs/semantic_fpn/semantic_fpn_partialnet_t0_shapes.py',
+               '--work-dir', root / 'work', '--cfg-options', *options, 'train_cfg.max_iters=30',
+               'train_cfg.val_interval=15',
+               'default_hooks.checkpoint.interval=15', 'default_hooks.logger.interval=5', 'log_processor.window_size=5',
+               'param_scheduler.0.end=2', 'param_scheduler.1.begin=2', 'param_scheduler.1.end=30')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return root, options, re.sub(' +', ' ', done.stdout + done.stderr)
+
+
+def test_training_learns(trained):
+    root, _, log = trained
+    losses = [float(value) for value in re.findall(r'Iter\(train\) \[.*? loss: ([\d.]+)', log)]
+    assert len(losses) >= 6 and losses[-1] < 0.5 * losses[0]
+    assert len(re.findall(r'Iter\(val\) \[1/1\].* mIoU: [\d.]+', log)) == 2
+    assert (root / 'work' / 'iter_30.pth').is_file()
+
+
+def test_test_measures_and_draws(trained):
+    root, options, log = trained
+    done = run('tools/test.py', 'configs/semantic_fpn/semantic_fpn_partialnet_t0_shapes.py', root / 'work/iter_30.pth',
+               '--work-dir', root / 'test', '--show-dir', root / 'pictures', '--cfg-options', *options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    measured = float(re.search(r'^mIoU +([\d.]+)$', done.stdout, re.M).group(1))
+    assert measured == pytest.approx(float(re.findall(r'mIoU: ([\d.]+)', log)[-1]), abs=0.01)
+    pictures = sorted((root / 'pictures').rglob('*.png'))
+    assert len(pictures) == 4
+    # mmseg draws the annotation beside the prediction.
+    assert cv2.imread(str(pictures[0])).shape == (64, 128, 3)
+
+
+def test_preflight_says_that_it_does_not_know_the_data():
+    findings = check_config(load('semantic_fpn/semantic_fpn_partialnet_t0_shapes.py'))
+    # training data, and what validation and test share
+    assert [(finding.kind, finding.note) for finding in findings] == [('not checked', True)] * 2
+    assert 'data of type BaseSegDataset is not known here' in findings[0].text
+
+
+def test_missing_data_is_an_error_before_training(tmp_path):
+    pytest.importorskip('mmseg')
+    done = run('tools/train.py', 'configs/semantic_fpn/semantic_fpn_partialnet_t0_shapes.py', '--work-dir', tmp_path,
+               '--cfg-options', f'train_dataloader.dataset.data_root={tmp_path}/none')
+    assert done.returncode != 0
+    assert f'{tmp_path}/none' in done.stdout + done.stderr
+    assert not list(tmp_path.glob('*.pth'))

@@ -1,0 +1,249 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""The command lines: wrong usage, and training and testing on a few drawn images."""
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from partialnet_mm.datasets import write_shapes_dataset
+from tests.helpers.libraries import ROOT
+
+CONFIG = 'configs/mask_rcnn/partialnet_t0_shapes.py'
+
+
+def run(*command, **env):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT, timeout=300,
+                          env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', **env})
+
+
+@pytest.mark.parametrize('command, usage', [
+    ('tools/dist_train.sh', 'usage: tools/dist_train.sh CONFIG GPUS'),
+    (f'tools/dist_train.sh {CONFIG}', 'usage: tools/dist_train.sh CONFIG GPUS'),
+    (f'tools/dist_train.sh {CONFIG} none', 'usage: tools/dist_train.sh CONFIG GPUS'),
+    (f'tools/dist_train.sh {CONFIG} 0', 'usage: tools/dist_train.sh CONFIG GPUS'),
+    ('tools/dist_train.sh no.py 2', "config 'no.py' does not exist"),
+    (f'tools/dist_test.sh {CONFIG} 2', 'usage: tools/dist_test.sh CONFIG CHECKPOINT GPUS'),
+    ('tools/env/torchrun.sh two tools/train.py', 'PROCESSES SCRIPT'),
+    ('tools/slurm_train.sh partition', 'tools/slurm_train.sh PARTITION JOB_NAME CONFIG'),
+    ('tools/slurm_test.sh partition job', 'tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT'),
+    ('tools/env/setup_env.sh conda', 'usage: tools/env/setup_env.sh [onedl|openmmlab]'),
+    ('tools/misc/demo.sh one two', 'tools/misc/demo.sh [WORK_DIR]'),
+    ('python tools/train.py', 'usage: train.py'),
+    ('python tools/train.py no.py', "config 'no.py' does not exist"),
+    (f'python tools/test.py {CONFIG} no.pth', "checkpoint 'no.pth' does not exist"),
+    (f'python tools/test.py {CONFIG} README.md --out table.txt', "--out must end in .pkl or .pickle, got 'table.txt'"),
+    ('python tools/analysis_tools/montage.py tests montage.jpg', "no .jpg or .png in 'tests'"),
+])
+def test_wrong_usage_says_what_is_right_and_exits_2(command, usage):
+    words = command.split()
+    done = run(*([sys.executable, *words[1:]] if words[0] == 'python' else words))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert usage in done.stderr
+
+
+def test_several_machines_need_a_port():
+    done = run('tools/dist_train.sh', CONFIG, 2, NNODES='2')
+    assert done.returncode == 2 and 'NNODES=2 needs PORT' in done.stderr
+
+
+def test_a_conv_cfg_that_replaces_nothing_is_an_error(tmp_path):
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--skip-preflight', '--work-dir', tmp_path, '--cfg-options',
+               'model.roi_head.bbox_head.conv_cfg.type=PATConv')
+    assert done.returncode == 1
+    assert ("model.roi_head.bbox_head.conv_cfg is of type 'PATConv' and has replaced no layer") in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_amp_without_gpu_is_an_error():
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--amp')
+    assert done.returncode == 2 and '--amp needs a GPU' in done.stderr
+
+
+@pytest.mark.parametrize('script, arguments, expected', [
+    ('slurm_train.sh', ['gpu', 'job', CONFIG, '--resume'],
+     ['-p', 'gpu', '--job-name=job', '--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--cpus-per-task=5',
+      '--kill-on-bad-exit=1', '--exclusive', '-t', '60']),
+    ('slurm_test.sh', ['gpu', 'job', CONFIG, 'x.pth', '--out', 'y.pkl'],
+     ['-p', 'gpu', '--job-name=job', '--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--cpus-per-task=5',
+      '--kill-on-bad-exit=1', '--exclusive', '-t', '60']),
+])
+def test_slurm_scripts_ask_for_what_they_should(tmp_path, script, arguments, expected):
+    """A stand-in for srun notes down how it was called."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    done = run(f'tools/{script}', *arguments, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16', GPUS_PER_NODE='4',
+               SRUN_ARGS='--exclusive -t 60')
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    assert words[:len(expected)] == expected
+    python, unbuffered, tool, *rest = words[len(expected):]
+    assert (python, unbuffered) == (sys.executable, '-u')
+    assert (ROOT / tool).samefile(ROOT / 'tools' / ('train.py' if 'train' in script else 'test.py'))
+    assert rest == [*arguments[2:], '--launcher', 'slurm']
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Mask R-CNN after an epoch of two iterations on eight drawn images, with all options of both tools."""
+    pytest.importorskip('mmdet')
+    root = tmp_path_factory.mktemp('tools')
+    write_shapes_dataset(root / 'shapes', dict(train=8, val=3), size=64)
+    data = root / 'shapes'
+    options = [f'{loader}.dataset.data_root={data}' for loader in ('train_dataloader', 'val_dataloader',
+                                                                   'test_dataloader')]
+    options += [f'{loader}.{option}' for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader')
+                for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=4')]
+    options += [f'{split}_evaluator.ann_file={data}/annotations/instances_val.json' for split in ('val', 'test')]
+    options += ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=1',
+                'train_dataloader.dataset.filter_cfg.min_size=0', 'default_hooks.visualization.score_thr=0.0']
+    work = root / 'work'
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--work-dir', work, '--auto-scale-lr',
+               '--cfg-options', *options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return work, options, done.stdout + done.stderr
+
+
+def test_train_trains_and_measures(trained):
+    work, _, log = trained
+    assert (work / 'epoch_1.pth').is_file()
+    assert 'Epoch(train) [1][2/2]' in re.sub(' +', ' ', log)
+    assert 'coco/segm_mAP' in log
+    # 4 images of the base batch of 16: a quarter of the rate
+    assert 'Scaling the original LR by 0.25' in log
+
+
+def test_resume_goes_on_from_the_newest(trained, tmp_path):
+    work, options, _ = trained
+    shutil.copytree(work, tmp_path / 'work')  # the second epoch's checkpoint takes the place of the first's
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work', '--resume', '--cfg-options',
+               *options, 'train_cfg.max_epochs=2')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    log = re.sub(' +', ' ', done.stdout + done.stderr)
+    assert 'Epoch(train) [2][2/2]' in log and 'Epoch(train) [1][1/2]' not in log
+
+
+def test_test_measures_draws_and_dumps(trained, tmp_path):
+    work, options, _ = trained
+    # resume=True is what the config in the work folder of a resumed training says
+    done = run(sys.executable, 'tools/test.py', CONFIG, work / 'epoch_1.pth', '--work-dir', tmp_path, '--show-dir',
+               tmp_path / 'pictures', '--out', tmp_path / 'found.pkl', '--cfg-options', *options, 'resume=True')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r'coco/bbox_mAP +-?\d', done.stdout)
+    assert sorted(p.name for p in (tmp_path / 'pictures').iterdir()) == ['00001.jpg', '00002.jpg', '00003.jpg']
+    found = pickle.loads((tmp_path / 'found.pkl').read_bytes())
+    assert len(found) == 3 and {'bboxes', 'scores', 'labels', 'masks'} <= set(found[0]['pred_instances'])
+
+
+def test_montage_joins_pictures(tmp_path):
+    import cv2
+    import numpy as np
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f'{i}.png'), np.full((32, 64, 3), 40 * i, np.uint8))
+    done = run(sys.executable, 'tools/analysis_tools/montage.py', tmp_path, tmp_path / 'all.png', '--height', '32')
+    assert done.returncode == 0, done.stderr
+    assert cv2.imread(str(tmp_path / 'all.png')).shape == (2 * 36, 2 * 68, 3)
+
+
+SEGMENTATION = '''
+_base_ = './my_segmentor.py'
+model = dict(
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=dict(arch='t0', init_cfg=None),
+    neck=dict(in_channels=[32, 64, 128, 256]),
+    decode_head=dict(num_classes=2))
+pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs')
+]
+dataset = dict(_delete_=True, type='BaseSegDataset', data_root=r'{root}',
+               data_prefix=dict(img_path='images', seg_map_path='masks'), img_suffix='.png', seg_map_suffix='.png',
+               metainfo=dict(classes=('left', 'right'), palette=[[255, 0, 0], [0, 255, 0]]), pipeline=pipeline)
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dataset)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dataset)
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=2, val_interval=2)
+param_scheduler = []
+default_hooks = dict(checkpoint=dict(interval=2), visualization=dict(interval=1))
+'''
+
+
+def test_a_segmentation_config_trains_measures_and_draws(tmp_path):
+    pytest.importorskip('mmseg')
+    import numpy as np
+    from PIL import Image
+
+    from tests.helpers.libraries import readme_snippets, shipped_config
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'masks').mkdir()
+    for i in range(4):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[:, 10 * i + 16:] = 1
+        Image.fromarray(mask).save(tmp_path / 'masks' / f'{i}.png')
+        Image.fromarray(np.stack((mask * 200, 200 - mask * 200, mask), axis=-1)).save(tmp_path / 'images' / f'{i}.png')
+    base = shipped_config('mmseg', 'sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py')
+    (tmp_path / base.name).write_text(f'_base_ = {str(base)!r}\n')
+    (tmp_path / 'my_segmentor.py').write_text(readme_snippets()['my_segmentor.py'])
+    config = tmp_path / 'tiny.py'
+    config.write_text(SEGMENTATION.replace('{root}', str(tmp_path)))
+    done = run(sys.executable, 'tools/train.py', config, '--work-dir', tmp_path / 'work')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    done = run(sys.executable, 'tools/test.py', config, tmp_path / 'work' / 'iter_2.pth', '--work-dir',
+               tmp_path / 'test', '--show-dir', tmp_path / 'pictures', '--out', tmp_path / 'found.pkl')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r'mIoU +\d', done.stdout)
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
+    assert len(pickle.loads((tmp_path / 'found.pkl').read_bytes())) == 4
+
+
+def test_a_checkpoint_of_another_network_is_refused(trained, tmp_path):
+    work, options, _ = trained
+    torch.save(dict(state_dict={'layer.weight': torch.zeros(2)}), tmp_path / 'other.pth')
+    for command in (['tools/test.py', CONFIG, tmp_path / 'other.pth', '--cfg-options', *options, 'resume=True'],
+                    ['tools/train.py', CONFIG, '--cfg-options', *options, f'load_from={tmp_path}/other.pth']):
+        done = run(sys.executable, *command, '--work-dir', tmp_path / 'work')
+        assert done.returncode == 1
+        assert re.search(r"checkpoint '.*other.pth' belongs to another network or other classes: it fits 0 of \d+ "
+                         'tensors of the MaskRCNN', done.stderr)
+
+
+def test_custom_data_needs_no_training_data_to_be_tested(trained, tmp_path):
+    """The config for data of one's own, with only held-out data there, and a checkpoint for other classes."""
+    work, _, _ = trained
+    write_shapes_dataset(tmp_path / 'own', dict(val=2), size=64)
+    custom = ['tools/test.py', 'configs/mask_rcnn/partialnet_t0_custom.py', work / 'epoch_1.pth', '--work-dir',
+              tmp_path / 'work', '--cfg-options', f'data_root={tmp_path}/own', 'test_dataloader.num_workers=0',
+              'test_dataloader.persistent_workers=False', 'test_dataloader.dataset.data_prefix.img=val/',
+              'val_dataloader.dataset.data_prefix.img=val/', 'model.roi_head.bbox_head.reg_class_agnostic=True']
+    done = run(sys.executable, *custom)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r'coco/bbox_mAP +-?\d', done.stdout)
+    done = run(sys.executable, *custom, 'classes=disc')
+    assert done.returncode == 1
+    assert 'belongs to another network or other classes' in done.stderr and 'fc_cls.weight is (4, 256)' in done.stderr
+
+
+def test_test_says_which_data_is_missing(trained, tmp_path):
+    work, options, _ = trained
+    done = run(sys.executable, 'tools/test.py', CONFIG, work / 'epoch_1.pth', '--work-dir', tmp_path, '--cfg-options',
+               *options, 'test_dataloader.dataset.data_root=nowhere')
+    assert done.returncode == 1
+    assert 'nowhere/annotations/instances_val.json: the file does not exist' in done.stderr
+    assert '--cfg-options test_dataloader.dataset.data_root=' in done.stderr
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_an_option_without_a_value_is_wrong_usage(tool):
+    done = run(sys.executable, f'tools/{tool}', CONFIG, *['README.md'] * (tool == 'test.py'), '--cfg-options', 'lr')
+    assert done.returncode == 2 and "--cfg-options: 'lr' is not KEY=VALUE" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_slurm_launcher_without_gpus_is_refused():
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--launcher', 'slurm')
+    assert done.returncode == 2 and '--launcher slurm needs GPUs' in done.stderr

@@ -1,0 +1,33 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""How two configs differ, so that a test can name all differences that are meant."""
+from typing import Any
+
+from mmengine.config import Config
+
+#: What a training and a test read. Pipelines, data sets and their paths are part of the loaders.
+SETTINGS = ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator',
+            'train_cfg', 'val_cfg', 'test_cfg', 'param_scheduler', 'optim_wrapper', 'custom_hooks', 'auto_scale_lr')
+MISSING = 'missing'
+
+
+def differences(theirs: Any, ours: Any, path: str = '') -> dict[str, tuple]:
+    """Values that differ, as (theirs, ours) by their place; lists and tuples of the same items are equal."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        found = {}
+        for key in {**theirs, **ours}:
+            found.update(differences(theirs.get(key, MISSING), ours.get(key, MISSING), f'{path}.{key}'.lstrip('.')))
+        return found
+    if isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)):
+        if len(theirs) == len(ours) and any(isinstance(item, (dict, list, tuple)) for item in [*theirs, *ours]):
+            found = {}
+            for i, (their, our) in enumerate(zip(theirs, ours)):
+                found.update(differences(their, our, f'{path}[{i}]'))
+            return found
+        theirs, ours = list(theirs), list(ours)
+    return {} if theirs == ours and type(theirs) is type(ours) else {path: (theirs, ours)}
+
+
+def settings_of(cfg: Config) -> dict:
+    settings = {name: cfg[name] for name in SETTINGS if name in cfg}
+    settings['model'] = {name: part for name, part in cfg.model.items() if name != 'backbone'}
+    return settings

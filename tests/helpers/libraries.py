@@ -1,0 +1,50 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""What tests of several libraries share: the README's snippets, and tiny batches for each library."""
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from torch import nn
+
+from tests.helpers.batches import loss_of, random_batch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def shipped_config(package: str, name: str) -> Path:
+    """Path of a config that a library ships; skips where the library is not installed."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        pytest.skip(f'{package} is not installed')
+    return Path(spec.origin).parent / '.mim' / 'configs' / name
+
+
+def readme_snippets() -> dict[str, str]:
+    """The README's configs by the name in their first line, ``# my_detector.py``."""
+    blocks = re.findall(r'```python\n# (my_\w+\.py)\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    return dict(blocks)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a config, in its library's scope, with initialized weights."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        init_default_scope(cfg.default_scope)
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    return model
+
+
+def training_loss(cfg: Config, model: nn.Module, batch_size: int = 2) -> torch.Tensor:
+    """The summed loss of one random batch, of the kind that the model's library trains on."""
+    return loss_of(cfg, model, random_batch(cfg, 128, 128, batch_size))
+
+
+def parameters_without_gradient(module: nn.Module) -> list[str]:
+    """Names of the parameters that a backward pass has left without a gradient, or with one that is not finite."""
+    return [name for name, p in module.named_parameters()
+            if p.grad is None or not torch.isfinite(p.grad).all()]

@@ -1,0 +1,216 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Every config builds; those of the paper say what its tables say."""
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import PARAM_SCHEDULERS, TRANSFORMS, DefaultScope, init_default_scope
+
+from partialnet_mm.models import PATConv2d
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(p.relative_to(ROOT / 'configs').as_posix() for p in (ROOT / 'configs').glob('*/*.py')
+                 if p.parent.name != '_base_')
+
+# Table 7: learning rate, stochastic depth. Parameters in M as counted with the official modules.
+TABLE_7 = {'s': (2e-4, 0.15, 46.99), 'm': (1e-4, 0.2, 79.18), 'l': (1e-4, 0.3, 122.07)}
+
+# Table 8: batch, learning rate, weight decay, stochastic depth, gradient clipping, RandAugment, mixup. Last, channels
+# of the last stage, from the variants' table.
+TABLE_8 = {
+    't0': (4096, 4e-3, 0.005, 0, None, None, 0.05, 256),
+    't1': (4096, 4e-3, 0.01, 0.02, None, 3, 0.1, 384),
+    't2': (4096, 4e-3, 0.02, 0.05, None, 5, 0.1, 512),
+    's': (4096, 4e-3, 0.03, 0.1, None, 7, 0.3, 768),
+    'm': (2048, 2e-3, 0.05, 0.2, 1, 7, 0.5, 1024),
+    'l': (2048, 2e-3, 0.05, 0.3, 0.01, 7, 0.7, 1280),
+}
+
+
+def load(name: str) -> Config:
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    pytest.importorskip(cfg.default_scope)
+    return cfg
+
+
+def build_model(cfg: Config, device: str = 'meta') -> torch.nn.Module:
+    from mmengine.registry import MODELS
+    # Without values: the largest networks are built in no time.
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
+        init_default_scope(cfg.default_scope)
+        return MODELS.build(cfg.model)
+
+
+def test_file_names_differ():
+    """mim finds a config by its file name, and trainings write to a folder of that name."""
+    names = [Path(name).name for name in CONFIGS]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_all_configs_are_found():
+    assert len(CONFIGS) >= 11
+    assert {f'mask_rcnn/partialnet_{arch}_1x.py' for arch in 'sml'} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_config_is_self_contained_and_builds(name):
+    cfg = load(name)
+    assert cfg.custom_imports == dict(imports=['partialnet_mm'], allow_failed_imports=False)
+    assert cfg.auto_scale_lr.enable is False
+    assert cfg.default_scope in ('mmdet', 'mmpretrain', 'mmseg')
+    # Networks of other libraries look at values when they are built.
+    model = build_model(cfg, 'cpu' if name.startswith('patconv/') else 'meta')
+    if name.startswith('patconv/'):
+        assert any(isinstance(module, PATConv2d) for module in model.modules()) == ('_patconv' in name)
+        return
+    backbone = model.backbone
+    assert type(backbone).__name__ == 'PartialNet'
+    widths = [backbone.channels[i] for i in backbone.out_indices]
+    reader = getattr(model, 'neck', None)
+    if cfg.default_scope == 'mmpretrain':
+        assert model.head.in_channels == widths[-1]
+    elif hasattr(reader, 'convs'):  # ChannelMapper
+        assert [conv.conv.in_channels for conv in reader.convs] == widths
+    elif reader is not None:
+        assert list(reader.in_channels) == widths
+    else:
+        assert [widths[i] for i in model.decode_head.in_index] == list(model.decode_head.in_channels)
+
+
+@pytest.mark.parametrize('arch', TABLE_7)
+def test_mask_rcnn_1x_is_table_7(arch):
+    lr, drop_path_rate, params = TABLE_7[arch]
+    cfg = load(f'mask_rcnn/partialnet_{arch}_1x.py')
+    backbone = cfg.model.backbone
+    assert backbone.arch == arch and backbone.drop_path_rate == drop_path_rate
+    assert backbone.norm_eval is True and backbone.out_indices == (0, 1, 2, 3)
+    assert backbone.init_cfg == dict(
+        type='Pretrained', checkpoint=f'work_dirs/partialnet_{arch}_in1k/epoch_300.pth', prefix='backbone.')
+
+    # Optimizer: AdamW, weight decay 1e-4, no clipping.
+    assert cfg.optim_wrapper == dict(
+        type='OptimWrapper', optimizer=dict(type='AdamW', lr=lr, weight_decay=1e-4))
+    # Schedule: 12 epochs, a tenth at 8 and 11, linear warm-up over 500 iterations.
+    assert cfg.train_cfg.type == 'EpochBasedTrainLoop' and cfg.train_cfg.max_epochs == 12
+    warm_up, decay = cfg.param_scheduler
+    assert (warm_up.type, warm_up.begin, warm_up.end, warm_up.by_epoch) == ('LinearLR', 0, 500, False)
+    assert (decay.type, decay.milestones, decay.gamma, decay.by_epoch) == ('MultiStepLR', [8, 11], 0.1, True)
+    # Batch: 2 on each of 8 GPUs.
+    assert cfg.train_dataloader.batch_size == 2 and cfg.auto_scale_lr.base_batch_size == 16
+    # Resolution: shorter side 800, longer 1333, in training and test; flips as in mmdet's 1x base.
+    for pipeline in (cfg.train_dataloader.dataset.pipeline, cfg.val_dataloader.dataset.pipeline):
+        resize = [t for t in pipeline if t.type == 'Resize']
+        assert resize == [dict(type='Resize', scale=(1333, 800), keep_ratio=True)]
+    assert [t.type for t in cfg.train_dataloader.dataset.pipeline] == [
+        'LoadImageFromFile', 'LoadAnnotations', 'Resize', 'RandomFlip', 'PackDetInputs']
+    assert cfg.train_dataloader.dataset.pipeline[3].prob == 0.5
+    assert not any(t.type == 'RandomFlip' for t in cfg.val_dataloader.dataset.pipeline)
+    # Data: COCO 2017 with box and mask AP.
+    assert cfg.train_dataloader.dataset.data_root == 'data/coco/'
+    assert cfg.train_dataloader.dataset.ann_file == 'annotations/instances_train2017.json'
+    assert cfg.val_evaluator.ann_file == 'data/coco/annotations/instances_val2017.json'
+    assert cfg.val_evaluator.metric == ['bbox', 'segm']
+
+    model = build_model(cfg)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(params, abs=0.02)
+
+
+@pytest.fixture(scope='module', params=TABLE_8)
+def pretraining(request):
+    """A variant, its config and the model that the config builds."""
+    cfg = load(f'pretrain/partialnet_{request.param}_in1k.py')
+    return request.param, cfg, build_model(cfg)
+
+
+def test_pretraining_is_table_8(pretraining):
+    arch, cfg, model = pretraining
+    batch, lr, weight_decay, drop_path_rate, clipping, _, mixup, _ = TABLE_8[arch]
+    # Optimizer: AdamW, mixed precision, clipping of the large ones.
+    expected = dict(type='AmpOptimWrapper', optimizer=dict(type='AdamW', lr=lr, betas=(0.9, 0.999),
+                                                           weight_decay=weight_decay))
+    assert cfg.optim_wrapper == (expected if clipping is None else dict(expected, clip_grad=dict(max_norm=clipping)))
+    # Batch, on 8 GPUs; epochs; no repeated augmentation.
+    assert cfg.train_dataloader.batch_size * 8 == batch == cfg.auto_scale_lr.base_batch_size
+    assert cfg.train_cfg.type == 'EpochBasedTrainLoop' and cfg.train_cfg.max_epochs == 300
+    assert cfg.train_dataloader.sampler == dict(type='DefaultSampler', shuffle=True)
+    # Data: the usual folders.
+    for loader, split in ((cfg.train_dataloader, 'train'), (cfg.val_dataloader, 'val'), (cfg.test_dataloader, 'val')):
+        assert (loader.dataset.type, loader.dataset.data_root, loader.dataset.split) == (
+            'ImageNet', 'data/imagenet/', split)
+        assert loader.collate_fn == dict(type='default_collate') and loader.pin_memory is True
+    # Train resolution; nothing else is a hook of its own, so no EMA.
+    hook, = cfg.custom_hooks
+    assert hook == dict(type='TrainResolutionHook', sizes=[128, 160, 192, 224, 256, 288])
+
+    drops = [getattr(block.drop_path, 'drop_prob', 0) for stage in model.backbone.stages for block in stage]
+    assert drops == pytest.approx([drop_path_rate * i / (len(drops) - 1) for i in range(len(drops))])
+    loss = model.head.loss_module
+    assert (type(loss).__name__, loss.label_smooth_val, loss.mode) == ('LabelSmoothLoss', 0.1, 'original')
+    augments = model.data_preprocessor.batch_augments.augments
+    assert [(type(a).__name__, a.alpha) for a in augments] == [('Mixup', mixup), ('CutMix', 1)]
+
+
+@pytest.mark.parametrize('arch', TABLE_8)
+def test_pretraining_augments_as_table_8(arch):
+    magnitude = TABLE_8[arch][5]
+    cfg = load(f'pretrain/partialnet_{arch}_in1k.py')
+    init_default_scope(cfg.default_scope)
+    train, test = ([TRANSFORMS.build(step) for step in loader.dataset.pipeline]
+                   for loader in (cfg.train_dataloader, cfg.val_dataloader))
+    # No erasing, no colour jitter.
+    randaugment = [step for step in train if type(step).__name__ == 'RandAugment']
+    assert [type(step).__name__ for step in train if step not in randaugment] == [
+        'LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip', 'PackInputs']
+    crop, flip = train[1:3]
+    assert (crop.interpolation, crop.crop_ratio_range, crop.aspect_ratio_range) == (
+        'bicubic', (0.08, 1.0), (3 / 4, 4 / 3))
+    assert (flip.prob, flip.direction) == (0.5, 'horizontal')
+    assert [(step.magnitude_level, step.magnitude_std, step.total_level, step.num_policies, len(step.policies))
+            for step in randaugment] == ([] if magnitude is None else [(magnitude, 0.5, 10, 2, 15)])
+    assert train[3] in [*randaugment, train[-1]], 'on images that are not packed yet'
+    # Test: 224 of 224 / 0.9, bicubic.
+    assert [type(step).__name__ for step in test] == ['LoadImageFromFile', 'ResizeEdge', 'CenterCrop', 'PackInputs']
+    assert (test[1].scale, test[1].edge, test[1].interpolation) == (int(224 / 0.9), 'short', 'bicubic')
+    assert tuple(test[2].crop_size) == (224, 224)
+    assert cfg.test_dataloader == cfg.val_dataloader
+    assert cfg.val_evaluator == dict(type='Accuracy', topk=(1, 5))
+
+
+@pytest.mark.parametrize('arch', TABLE_8)
+def test_pretraining_warms_up_and_decays_as_table_8(arch):
+    """The learning rate of every iteration, at 10 iterations an epoch."""
+    lr = TABLE_8[arch][1]
+    cfg = load(f'pretrain/partialnet_{arch}_in1k.py')
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    schedulers = [PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=optimizer, epoch_length=10))
+                  for scheduler in cfg.param_scheduler]
+    optimizer.step()
+    rates = []
+    for _ in range(300):
+        for _ in range(10):
+            rates.append(optimizer.param_groups[0]['lr'])
+            for scheduler in schedulers:
+                if not scheduler.by_epoch:
+                    scheduler.step()
+        for scheduler in schedulers:
+            if scheduler.by_epoch:
+                scheduler.step()
+    # Linear from 1e-6 over 20 epochs, each iteration by as much.
+    assert rates[:200] == pytest.approx([1e-6 + (lr - 1e-6) * i / 199 for i in range(200)])
+    # Half a cosine from there to 1e-5 after the 300th epoch, by epochs.
+    cosine = [1e-5 + (lr - 1e-5) * (1 + math.cos(math.pi * i / 280)) / 2 for i in range(280)]
+    assert rates[200::10] == pytest.approx(cosine) and rates[209::10] == pytest.approx(cosine)
+
+
+def test_pretrain_head_is_the_papers(pretraining):
+    arch, _, model = pretraining
+    channels = TABLE_8[arch][-1]
+    assert model.backbone.channels[-1] == channels
+    hidden, output = model.head.layers[0].fc, model.head.layers[-1].fc
+    assert (hidden.in_features, hidden.out_features) == (channels, 1280)
+    assert (output.in_features, output.out_features) == (1280, 1000)
+    activation = 'GELU' if arch in ('t0', 't1') else 'ReLU'
+    assert type(model.head.layers[0].act).__name__ == activation
+    assert type(model.backbone.stages[0][0].mlp.act).__name__ == activation
