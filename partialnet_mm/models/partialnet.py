@@ -399,10 +399,10 @@ class PartialNet(BaseModule):
 
     def _merge(self) -> None:
         # All is computed before anything is replaced, so that an error leaves the network whole.
-        convs = [layer.folded() for layer in self.downsample_layers]
+        convs = {layer: layer.folded() for layer in self.downsample_layers if not isinstance(layer.norm, nn.Identity)}
         blocks = [[block if isinstance(block, MergedBlock) else MergedBlock(block) for block in stage]
                   for stage in self.stages]
-        for layer, conv in zip(self.downsample_layers, convs):
+        for layer, conv in convs.items():
             layer.conv, layer.norm = conv, nn.Identity()
         for stage, merged in zip(self.stages, blocks):
             for j, block in enumerate(merged):

@@ -363,7 +363,7 @@ class MergedSpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C + 1, H, W), whose last channel is the logit of the gate, to (B, C, H, W)."""
         channels = x.shape[1] - 1
-        gate = F.hardsigmoid(x.narrow(1, channels, 1))
-        # In place: nothing else needs the output of the convolution.
+        # In place, as nothing else needs the output of the convolution; the gradient needs the logit as it was.
+        gate = F.hardsigmoid(x.narrow(1, channels, 1).clone())
         x.narrow(1, 0, self.shift.shape[1]).mul_(gate).add_(self.shift)
         return x.narrow(1, 0, channels)
