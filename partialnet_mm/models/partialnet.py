@@ -330,10 +330,14 @@ class PartialNet(BaseModule):
             raise ValueError(f'PartialNet needs images of shape (B, {self.in_channels}, H, W) with H and W of at '
                              f'least {self.min_size}, got {tuple(x.shape)}')
         outs = []
+        contiguous = x.is_contiguous()
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
             x = stage(downsample(x))
             if i in self.out_indices:
-                outs.append(normalize(getattr(self, f'norm{i}'), x))
+                out = normalize(getattr(self, f'norm{i}'), x)
+                # Merged blocks work in channels_last. Callers get the format that they gave: mmcv's RoIAlign, for
+                # one, takes every feature map on a CPU for a contiguous one.
+                outs.append(out.contiguous() if contiguous else out)
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'PartialNet':

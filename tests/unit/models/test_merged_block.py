@@ -363,3 +363,11 @@ def test_fusing_does_not_change_the_order_of_parameters(tiny_arch):
         'mlp.norm.weight', 'mlp.norm.bias', 'mlp.conv2.weight', 'spatial_attention.logit_conv.weight',
         'spatial_attention.attended_norm.weight', 'spatial_attention.attended_norm.bias',
         'spatial_attention.rest_norm.weight', 'spatial_attention.rest_norm.bias', 'spatial_attention.rest_conv.weight']
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('form', ['trained', 'merged'])
+def test_feature_maps_have_the_memory_format_of_the_image(form, memory_format, request):
+    x = torch.randn(2, 3, 96, 128).contiguous(memory_format=memory_format)
+    outs = request.getfixturevalue(form)(x)
+    assert all(out.is_contiguous(memory_format=memory_format) for out in outs)
