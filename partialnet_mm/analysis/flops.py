@@ -59,13 +59,10 @@ def multiply_adds_by_layer(module: nn.Module, forward: Callable[[], object]) -> 
     """
     modes = {part: part.training for part in module.modules()}
     root = _Pass(module.eval(), forward)
-    # PyTorch has no formula for its fused attention on the CPU. Attention that it computes otherwise has one.
-    attention = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)
-    formulas = {attention: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)} if attention else {}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')  # torch 2.1 needs to know the modules, later versions warn that they do not
-            counter = FlopCounterMode(root, display=False, custom_mapping=formulas)
+            counter = FlopCounterMode(root, display=False, custom_mapping=_formulas())
             with counter:
                 root()
     finally:
@@ -81,3 +78,14 @@ def multiply_adds_by_layer(module: nn.Module, forward: Callable[[], object]) -> 
     counts = {name: total(part, f'_Pass.module.{name}'.rstrip('.')) for name, part in module.named_modules()}
     counts[''] = counted.get('Global', 0)
     return {name: count for name, count in counts.items() if count or not name}
+
+
+def _formulas() -> dict:
+    """Formulas that FlopCounterMode lacks: products with a vector, and the fused attention on the CPU."""
+    aten = torch.ops.aten
+    formulas = {aten.mv: lambda matrix, vector, **_: 2 * matrix[0] * matrix[1],
+                aten.addmv: lambda x, matrix, vector, **_: 2 * matrix[0] * matrix[1]}
+    attention = getattr(aten, '_scaled_dot_product_flash_attention_for_cpu', None)
+    if attention is not None:
+        formulas[attention] = lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+    return formulas
