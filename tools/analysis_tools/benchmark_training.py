@@ -11,7 +11,9 @@ weights, gradients, the optimizer's state and activations.
 """
 import argparse
 import copy
+import ctypes
 import functools
+import gc
 import math
 import statistics
 import subprocess
@@ -146,8 +148,11 @@ def build_step(name: str, args: argparse.Namespace) -> Step:
 
 def measure_peak(name: str, args: argparse.Namespace) -> int:
     """Bytes for building a network and training it for two steps."""
-    conv = nn.Conv2d(3, 8, 3).to(args.device)
-    conv(torch.randn(1, 3, 64, 64, device=args.device)).sum().backward()  # loads libraries, which are not counted
+    build_step(name, args)(args.size)  # imports modules and loads libraries, which are not counted
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'malloc_trim'):  # otherwise what is freed stays with the process, and its use would not show
+        libc.malloc_trim(0)
 
     def train() -> None:
         step = build_step(name, args)
