@@ -1,5 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""tools/analysis_tools/analyze_logs.py: curves and tables from work folders. Ratios are in test_dpconv_walkthrough.py."""
+"""tools/analysis_tools/analyze_logs.py: curves and tables from work folders; test_dpconv_walkthrough.py
+has the ratios."""
 import json
 
 import pytest

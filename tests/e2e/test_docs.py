@@ -14,7 +14,7 @@ PAGES = sorted(p.relative_to(ROOT).as_posix() for p in [ROOT / 'README.md', *(RO
 
 def test_table_of_variants_is_what_the_command_prints():
     pytest.importorskip('mmpretrain')
-    done = subprocess.run([sys.executable, 'tools/analysis_tools/variants.py'], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, 'tools/paper/variants.py'], cwd=ROOT, capture_output=True,
                           text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith('| `')]
@@ -29,7 +29,7 @@ def test_files_that_a_page_names_exist(page):
     named = set(re.findall(r'(?<![\w./-])((?:tools|configs|partialnet_mm|tests|docs|requirements)/[\w./]*\w)', text))
     named |= {link for link in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in link}
     assert named
-    assert re.findall(r'^[A-Z_]{4,}$', text, re.M) == []  # no place is left to be filled in
+    assert re.findall(r'^[A-Z_]{4,}$', text, re.M) == []  # nothing is left to be filled in
     here = (ROOT / page).parent
     assert sorted(n for n in named if not (ROOT / n).exists() and not (here / n).exists()) == []
 

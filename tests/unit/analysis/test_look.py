@@ -9,8 +9,17 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from partialnet_mm.analysis.look import (METHODS, cam_method, find_map_layer, heat_maps, largest_pixels,
-                                         receptive_field, split_maps, splitting_layers, stage_layers)
+from partialnet_mm.analysis.look import (
+    METHODS,
+    cam_method,
+    find_map_layer,
+    heat_maps,
+    largest_pixels,
+    receptive_field,
+    split_maps,
+    splitting_layers,
+    stage_layers,
+)
 from partialnet_mm.models import PartialNet, PATConv2d
 
 

@@ -59,7 +59,7 @@ def test_a_config_is_a_network(tmp_path):
 
 def test_a_detector_is_a_network_without_its_post_processing(tmp_path, tiny_arch):
     model = build(str(write_config('detector', tmp_path / 'mine.py', tiny_arch)))
-    # Merged: five norms per block of the stages 1 to 3, three per block of stage 4, one each of stem and merging layers.
+    # Merged: five norms per block of stages 1 to 3, three per block of stage 4, one each of stem and merging layers.
     # Left: those of the outputs, for the next stage gets the same feature maps without the norm.
     assert merge_network(model, (64, 96)) == MergedNorms(4 * 5 + 3 + 4, 4)
     with torch.no_grad():
