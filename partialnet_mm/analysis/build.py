@@ -11,16 +11,10 @@ PROPOSALS = 1000
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Builds the model of a classifier's, detector's or segmentor's config.
+    """Builds the model of a classifier's, detector's or segmentor's config, in training mode.
 
-    Its weights are random: ``init_cfg`` is not followed. Afterwards mmengine's
-    default scope is that of the config.
-
-    Args:
-        cfg: With ``model`` and ``default_scope``; it is not changed.
-
-    Returns:
-        The model, in training mode.
+    Its weights are random: ``init_cfg`` is not followed. The config is not changed. Afterwards mmengine's default scope
+    is that of the config.
 
     Raises:
         ValueError: If the config has no ``model`` or no ``default_scope``.
@@ -38,14 +32,10 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def forward_detector(model: nn.Module, images: Tensor) -> object:
-    """Runs a detector of mmdet without its post-processing.
+    """Runs a detector of mmdet without its post-processing on normalized images (B, C, H, W).
 
-    The second stage gets ``PROPOSALS`` random boxes per image, the same in
-    each call: what it computes does not depend on the weights.
-
-    Args:
-        model: The detector.
-        images: (B, C, H, W), normalized.
+    The second stage gets ``PROPOSALS`` random boxes per image, the same in each call, so what it computes does not
+    depend on the weights.
 
     Returns:
         Tuples of tensors, as the model's heads return them.

@@ -21,21 +21,15 @@ class _Pass(nn.Module):
 
 
 def count_multiply_adds(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Counts the multiply-adds of one forward pass in evaluation mode.
+    """Counts the multiply-adds of one forward pass of a whole batch, in evaluation mode.
 
-    Those of convolutions, matrix products and attention are counted; those of
-    norms, activations and pooling are not. The paper counts PartialNet's merged
-    form (Table 1); the trainable form has more.
+    Those of convolutions, matrix products and attention are counted; those of norms, activations and pooling are not.
+    FLOPs are twice as many where both operations count. The paper counts PartialNet's merged form (Table 1); the
+    trainable form has more.
 
     Args:
-        module: Takes one tensor. The training modes of it and its submodules
-            are restored afterwards.
-        input_shape: Shape of that tensor with the batch, (B, C, H, W) for a
-            backbone.
-
-    Returns:
-        Multiply-adds of the whole batch. Where both operations count, FLOPs
-        are twice as many.
+        module: Takes one tensor. Training modes are restored afterwards.
+        input_shape: Shape of that tensor with the batch, (B, C, H, W) for a backbone.
     """
     parameter = next(module.parameters(), torch.empty(0))
     x = torch.zeros(*input_shape, dtype=parameter.dtype, device=parameter.device)
@@ -46,16 +40,13 @@ def multiply_adds_by_layer(module: nn.Module, forward: Callable[[], object]) -> 
     """Counts the multiply-adds of each submodule in one pass in evaluation mode.
 
     Args:
-        module: The network. The training modes of it and its submodules are
-            restored afterwards.
-        forward: Runs what is counted, by calling ``module`` or some of its
-            submodules.
+        module: The network. Training modes are restored afterwards.
+        forward: Runs what is counted, by calling ``module`` or some of its submodules.
 
     Returns:
-        For each submodule's name, in the order of ``named_modules``, what is
-        computed while it runs, its submodules included. A submodule that is not
-        called itself, such as a ``ModuleList``, has the sum of its children. The
-        name '' has all. Names without multiply-adds are left out.
+        For each submodule's name, in the order of ``named_modules``, what is computed while it runs, its submodules
+        included. A submodule that is not called itself, such as a ``ModuleList``, has the sum of its children. The
+        name '' has all. Other names without multiply-adds are left out.
     """
     modes = {part: part.training for part in module.modules()}
     root = _Pass(module.eval(), forward)

@@ -1,5 +1,9 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Looking into networks: layers that end stages, Grad-CAM, receptive fields, both halves of partial attention."""
+"""Looking into networks: layers that end stages, Grad-CAM, receptive fields, both halves of partial attention.
+
+In all functions ``model`` is in evaluation mode, ``inputs`` are normalized images (B, C, H, W), and a layer is named as
+in ``named_modules``. Functions that look at one layer need one that returns one feature map (B, C', H', W').
+"""
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,15 +70,9 @@ def _hooked(layers: Iterable[tuple[str, nn.Module]], record: Callable[[str, tupl
 
 
 def map_layers(model: nn.Module, inputs: Tensor) -> dict[str, MapLayer | None]:
-    """The layers of a network by name, in the order in which they end.
+    """The layers that ran, by name, in the order in which they end.
 
-    Args:
-        model: Any network, in evaluation mode.
-        inputs: Images, (B, C, H, W).
-
-    Returns:
-        The layers that ran; None for those that return anything but one feature
-        map of more than one pixel, or ran several times.
+    None are those that return anything but one feature map of more than one pixel, or ran several times.
     """
     found: dict[str, MapLayer | None] = {}
 
@@ -88,19 +86,10 @@ def map_layers(model: nn.Module, inputs: Tensor) -> dict[str, MapLayer | None]:
 
 
 def stage_layers(model: nn.Module, inputs: Tensor) -> list[MapLayer]:
-    """The layer that ends each stage of a classifier's backbone: the last one with feature maps of a size.
+    """The layer that ends each stage of ``model.backbone``: the last one with feature maps of a size, last stage last.
 
-    A layer inside of a block that changes the size belongs to that block, and
-    so to no stage.
-
-    Args:
-        model: With a ``backbone``, in evaluation mode.
-        inputs: Images, (B, C, H, W).
-
-    Returns:
-        One per size, the last stage last. In PartialNet they are the last
-        blocks. A stem that does not end at the size of the first stage has an
-        entry of its own.
+    A layer inside of a block that changes the size belongs to that block, and so to no stage. In PartialNet the last
+    blocks end the stages; a stem that does not end at the size of the first stage has an entry of its own.
 
     Raises:
         ValueError: If no layer of the backbone returns feature maps.
@@ -123,7 +112,7 @@ def stage_layers(model: nn.Module, inputs: Tensor) -> list[MapLayer]:
 
 
 def find_map_layer(model: nn.Module, inputs: Tensor, name: str) -> MapLayer:
-    """A layer by its name in ``named_modules``, e.g. 'backbone.stages.2.5'.
+    """A layer by its name.
 
     Raises:
         ValueError: If there is none, or it returns no feature map.
@@ -155,14 +144,12 @@ def cam_method(name: str = 'gradcam') -> type:
 
 def heat_maps(model: nn.Module, layer: str, inputs: Tensor, labels: Sequence[int],
               method: str = 'gradcam') -> np.ndarray:
-    """Which pixels of each image speak for a class.
-
-    Paper: `Grad-CAM <https://arxiv.org/abs/1610.02391>`_.
+    """Which pixels of each image speak for a class: `Grad-CAM <https://arxiv.org/abs/1610.02391>`_.
 
     Args:
         model: From images to logits (B, classes).
-        layer: Name of a layer that returns feature maps (B, C, H', W').
-        inputs: Images, (B, C, H, W), normalized.
+        layer: Name of a layer.
+        inputs: Images.
         labels: The class for each image.
         method: One of :data:`METHODS`. Defaults to 'gradcam'.
 
@@ -185,20 +172,11 @@ def heat_maps(model: nn.Module, layer: str, inputs: Tensor, labels: Sequence[int
 
 
 def receptive_field(model: nn.Module, layer: str, inputs: Tensor) -> Tensor:
-    """Gradient of the middle pixel of a layer's feature map with respect to the images.
-
-    Paper: `Understanding the Effective Receptive Field in Deep Convolutional
-    Neural Networks <https://arxiv.org/abs/1701.04128>`_. The middle of H' x W'
-    pixels is (H' // 2, W' // 2); its channels are summed.
-
-    Args:
-        model: Any network, in evaluation mode.
-        layer: Name of a layer that returns feature maps (B, C', H', W').
-        inputs: Images, (B, C, H, W), normalized.
+    """The `effective receptive field <https://arxiv.org/abs/1701.04128>`_ of the middle pixel of a layer's feature map.
 
     Returns:
-        (H, W), the absolute values summed over the images' channels and
-        averaged over the images.
+        (H, W): absolute values of the gradient of the pixel (H' // 2, W' // 2), its channels summed, with respect to
+        the images, summed over their channels and averaged over the images.
     """
     maps: list[Tensor] = []
     inputs = inputs.detach().clone().requires_grad_()
@@ -212,14 +190,11 @@ def receptive_field(model: nn.Module, layer: str, inputs: Tensor) -> Tensor:
 
 
 def largest_pixels(contributions: Tensor, fraction: float) -> Tensor:
-    """The fewest pixels that together hold a fraction of the sum.
+    """The fewest pixels that together hold a fraction of the sum, as booleans (H, W).
 
     Args:
-        contributions: (H, W), not negative, not all zero.
+        contributions: (H, W), not negative.
         fraction: In (0, 1].
-
-    Returns:
-        Booleans, (H, W). Their mean is the fraction of the area.
 
     Raises:
         ValueError: If no pixel contributes.
@@ -241,15 +216,7 @@ def splitting_layers(model: nn.Module) -> list[str]:
 
 
 def split_maps(model: nn.Module, names: Sequence[str], image: Tensor) -> dict[str, SplitMaps]:
-    """Runs a network and records what enters and leaves both halves of some layers.
-
-    Args:
-        model: Any network, in evaluation mode.
-        names: Layers, of :func:`splitting_layers`.
-        image: (1, C, H, W), normalized.
-
-    Returns:
-        The feature maps by the layers' names.
+    """What enters and leaves both halves of some layers for one image (1, C, H, W), by the layers' names.
 
     Raises:
         ValueError: If a layer splits no channels.

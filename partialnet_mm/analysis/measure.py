@@ -41,10 +41,9 @@ def progress(items: Iterable, description: str) -> Iterable:
 def time_in_rounds(functions: Mapping[object, Callable[[], object]],
                    rounds: int,
                    warmup: int = 1) -> dict[object, list[float]]:
-    """Times functions in alternating rounds: A B A B.
+    """Times functions in alternating rounds: A B A B. What slows the machine for a while then slows all of them.
 
-    What slows the machine for a while then slows all of them. On a GPU each
-    call is waited for. A progress bar on stderr shows the rounds.
+    On a GPU each call is waited for. A progress bar on stderr shows the rounds.
 
     Args:
         functions: What to time, by name.
@@ -77,17 +76,10 @@ def synchronize() -> None:
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """Runs a function and measures the most memory that it needs beyond what was in use before.
+    """Runs a function and measures the most memory in bytes that it needs beyond what was in use before.
 
-    On a GPU that is what PyTorch allocates. On the CPU it is resident memory,
-    which grows only where no freed memory can be used again: measure in a
-    process that has done nothing before, one function per process.
-
-    Args:
-        function: What to run.
-
-    Returns:
-        Bytes.
+    On a GPU that is what PyTorch allocates. On the CPU it is resident memory, which grows only where no freed memory
+    can be used again: measure in a process that has done nothing before, one function per process.
 
     Raises:
         OSError: If there is no GPU and the system is not Linux.
@@ -129,11 +121,7 @@ def _memory_status(key: str) -> int:
 
 
 def describe_machine(device: str) -> str:
-    """What a measurement was made on, e.g. 'AMD EPYC 73F3 16-Core Processor, 1 thread, torch 2.1.2'.
-
-    Args:
-        device: 'cpu' or 'cuda'. The threads are those that PyTorch uses now.
-    """
+    """What a measurement on 'cpu' or 'cuda' was made on, e.g. 'AMD EPYC 73F3, 1 thread, torch 2.1.2'."""
     if device == 'cuda':
         processor = f'{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}'
     else:

@@ -26,13 +26,9 @@ class FoldedNorms(NamedTuple):
 def draw_norms(model: nn.Module, forward: Callable[[], object]) -> None:
     """Gives batch norms the statistics of their inputs, and random weights.
 
-    The norms of a network that has just been built are almost the identity: a
-    wrong folding would not show, and the values inside of a deep network fade
-    or explode without them.
-
-    Args:
-        model: The training modes of its submodules are restored.
-        forward: Runs the model once, with at least two images.
+    The norms of a network that has just been built are almost the identity: a wrong folding would not show, and the
+    values inside of a deep network fade or explode without them. ``forward`` runs the model once, with at least two
+    images. Training modes are restored.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     kept = [(norm, norm.training, norm.momentum) for norm in norms]
@@ -51,19 +47,11 @@ def draw_norms(model: nn.Module, forward: Callable[[], object]) -> None:
 
 @torch.no_grad()
 def fold_batch_norms(model: nn.Module, forward: Callable[[], object]) -> FoldedNorms:
-    """Folds each batch norm that follows a convolution or linear layer into it.
+    """Folds each batch norm that follows a convolution or linear layer into it, in place, in evaluation mode.
 
-    One observed run shows which norm follows which layer, so the forward
-    functions may hold any Python code. A norm is folded where it alone uses the
-    unchanged output of such a layer. The activation inside timm's
-    ``BatchNormAct2d`` stays at the position of the norm.
-
-    Args:
-        model: In evaluation mode; changed in place.
-        forward: Runs the model once.
-
-    Returns:
-        Names of the norms.
+    One observed run by ``forward`` shows which norm follows which layer, so the model may hold any Python code. A norm
+    is folded where it alone uses the unchanged output of such a layer. The activation inside timm's ``BatchNormAct2d``
+    stays at the position of the norm.
     """
     modules = dict(model.named_modules())
     norms = {name: module for name, module in modules.items() if isinstance(module, _BatchNorm)}

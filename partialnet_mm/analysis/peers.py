@@ -57,14 +57,7 @@ def find_config(name: str) -> Path:
 
 
 def check_name(name: str) -> None:
-    """Checks the name of a network without building it.
-
-    Args:
-        name: See :func:`build_network`.
-
-    Raises:
-        ValueError: If no library has it, or the library is not installed.
-    """
+    """Raises a ValueError if no library has a network of this name, or the library is not installed."""
     if name.endswith('.py'):
         find_config(name)
         return
@@ -95,18 +88,16 @@ def check_name(name: str) -> None:
 
 
 def build_network(name: str) -> nn.Module:
-    """Builds a network with random weights.
+    """Builds a network with random weights, in evaluation mode, its norms as in training.
 
     Args:
-        name: 'partialnet_s' for a variant of this project, as in its
-            pretraining config; a name of timm, such as 'fasternet_s';
-            'torchvision:NAME'; 'mmpretrain:NAME'; a config of a classifier,
-            segmentor or detector, see :func:`find_config`.
+        name: 'partialnet_s' for a variant of this project, as in its pretraining config; a name of timm, such as
+            'fasternet_s'; 'torchvision:NAME'; 'mmpretrain:NAME'; a config of a classifier, segmentor or detector, see
+            :func:`find_config`.
 
     Returns:
-        The network in evaluation mode, its norms as in training. It takes
-        images (B, 3, H, W). A classifier returns logits, of 1000 classes where
-        no config has another number.
+        A function of images (B, 3, H, W). Classifiers return logits, of 1000 classes where no config has another
+        number.
 
     Raises:
         ValueError: If there is no such network.
@@ -139,24 +130,18 @@ def build_config(cfg: Config) -> nn.Module:
 
 
 def merge_network(model: nn.Module, shape: Sequence[int]) -> MergedNorms:
-    """Merges all batch norms of a network that can be merged, as for deployment.
+    """Merges all batch norms of a network that can be merged, as for deployment, in place.
 
-    The network's own method comes first (PartialNet, RepVGG, LeViT, ...), then
-    each norm after a convolution or linear layer is folded. The norms get
-    random weights and statistics before, so that a wrong merge shows in the
-    output.
+    The network's own method comes first (PartialNet, RepVGG, LeViT, ...), then each norm after a convolution or linear
+    layer is folded. The norms get random weights and statistics before, so that a wrong merge shows in the output.
 
     Args:
-        model: On the CPU, in evaluation mode; changed in place. It returns one
-            tensor or several.
+        model: On the CPU, in evaluation mode. It returns one tensor or several.
         shape: (H, W) of the images whose outputs are compared.
 
-    Returns:
-        Numbers of norms.
-
     Raises:
-        RuntimeError: If the merged network computes something else. A network
-            that does not accept the shape raises errors of its own.
+        RuntimeError: If the merged network computes something else. A network that does not accept the shape raises
+            errors of its own.
     """
     images = torch.randn(2, 3, *shape)
     before = _count_norms(model)

@@ -23,25 +23,18 @@ BORDER = 0.1
 
 def load_classifier(config: str, checkpoint: str, cfg_options: dict | None = None,
                     device: str = 'cpu') -> 'ImageClassificationInferencer':
-    """Builds the classifier of a config with the weights of a checkpoint.
+    """Builds the classifier of a config of mmpretrain with the weights of a checkpoint, which must hold every tensor.
 
     Afterwards mmengine's default scope is 'mmpretrain'.
 
-    Args:
-        config: Config file of a classifier of mmpretrain.
-        checkpoint: File that holds every tensor of the model.
-        cfg_options: Changes to the config. Defaults to None.
-        device: Where the model runs. Defaults to 'cpu'.
-
     Returns:
-        mmpretrain's inferencer: its ``model`` in evaluation mode;
-        ``preprocess``, the config's test pipeline; ``classes``, None where the
-        checkpoint names none.
+        mmpretrain's inferencer: its ``model`` in evaluation mode; ``preprocess``, the config's test pipeline;
+        ``classes``, None where the checkpoint names none.
 
     Raises:
         FileNotFoundError: If config or checkpoint do not exist.
-        ValueError: If the config is not of a classifier, or the checkpoint
-            cannot be read or belongs to another network.
+        ValueError: If the config is not of a classifier, or the checkpoint cannot be read or belongs to another
+            network.
     """
     if not os.path.isfile(config):
         raise FileNotFoundError(f'config {config!r} does not exist')
@@ -68,11 +61,7 @@ def load_classifier(config: str, checkpoint: str, cfg_options: dict | None = Non
 
 
 def prepare(classifier: 'ImageClassificationInferencer', images: Sequence[str | np.ndarray]) -> Tensor:
-    """Images after the test pipeline and normalization, (B, C, H, W), on the model's device.
-
-    Args:
-        classifier: Of :func:`load_classifier`.
-        images: Files, or (H, W, 3) in BGR.
+    """Images, files or (H, W, 3) in BGR, after test pipeline and normalization: (B, C, H, W) on the model's device.
 
     Raises:
         ValueError: If the pipeline returns different sizes.
@@ -86,19 +75,13 @@ def prepare(classifier: 'ImageClassificationInferencer', images: Sequence[str | 
 
 
 def seen_box(classifier: 'ImageClassificationInferencer', height: int, width: int) -> tuple[int, int, int, int]:
-    """The rectangle of an image that reaches the network: test pipelines resize and crop.
+    """The rectangle of an image of so many pixels that reaches the network: test pipelines resize and crop.
 
-    An image of known ramps goes through the pipeline. The result holds for any
-    pipeline that keeps horizontal lines horizontal and flips nothing.
-
-    Args:
-        classifier: Of :func:`load_classifier`.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+    An image of known ramps goes through the pipeline. The result holds for any pipeline that keeps horizontal lines
+    horizontal and flips nothing.
 
     Returns:
-        Left, top, right and bottom in pixels of the image, right and bottom
-        exclusive.
+        Left, top, right and bottom in pixels of the image, right and bottom exclusive.
     """
     ramps = np.zeros((height, width, 3), np.uint8)
     ramps[..., 0] = np.round(np.linspace(0, 255, width))
@@ -117,12 +100,7 @@ def seen_box(classifier: 'ImageClassificationInferencer', height: int, width: in
 
 
 def find_class(classes: Sequence[str] | None, count: int, given: str) -> int:
-    """The index of a class.
-
-    Args:
-        classes: Names, None if they are unknown.
-        count: How many classes there are.
-        given: A name or an index.
+    """The index of a class by its name or index; ``classes`` are the names of ``count`` classes, None if unknown.
 
     Raises:
         ValueError: If there is no such class.

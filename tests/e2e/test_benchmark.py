@@ -128,8 +128,8 @@ def test_one_reference_for_all(benchmark):
 def test_a_turn_has_as_many_passes_as_it_is_long(benchmark):
     """One round warms up, two count, one second each; printed is the speed of one pass."""
     start = time.perf_counter()
-    result = benchmark('mobilenetv2_100', '--size', '64', '--rounds', '2', '--turn', '1', '--modes', 'eager', '--device',
-                       'cpu')
+    result = benchmark('mobilenetv2_100', '--size', '64', '--rounds', '2', '--turn', '1', '--modes', 'eager',
+                       '--device', 'cpu')
     assert time.perf_counter() - start > 1.5
     assert result.status == 0 and float(result.modes[1][4]) > 2  # images per second of one pass, not of one turn
 
