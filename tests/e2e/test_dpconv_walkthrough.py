@@ -226,7 +226,7 @@ def test_gates_out_of_order_and_other_networks_are_said(searches, monkeypatch, c
 @pytest.mark.parametrize('arguments, usage', [
     ([], 'CHECKPOINT'),
     (['a.pth', '--config', 'b.py'], '--config FILE.py and --base CONFIG go together'),
-    (['a.pth', '--base', 'b.py'], '--config FILE.py and --base CONFIG go together'),
+    (['a.pth', '--base', 'configs/cifar10/partialnet_t0_cifar10.py'], '--config FILE.py and --base CONFIG go together'),
     (['a.pth', 'b.pth', '--config', 'c.py', '--base', 'configs/cifar10/partialnet_t0_cifar10.py'], 'one CHECKPOINT'),
     (['a.pth', '--config', 'c.py', '--base', 'no.py'], "config 'no.py' does not exist"),
 ])

@@ -14,8 +14,9 @@ from torch import nn
 from partialnet_mm.analysis.commands import add_machine_arguments, positive
 from partialnet_mm.analysis.flops import count_multiply_adds
 from partialnet_mm.analysis.measure import describe_machine, markdown_table, ratio, time_in_rounds
+from partialnet_mm.analysis.norm_folding import fold_batch_norms
 from partialnet_mm.analysis.paper import read_figures
-from partialnet_mm.analysis.peers import build_config, build_network, merge_network
+from partialnet_mm.analysis.peers import build_config, build_network
 from partialnet_mm.models import merge_following_norms
 from partialnet_mm.models.merge_model import merge_model
 
@@ -78,9 +79,10 @@ def print_times(args: argparse.Namespace) -> None:
     for network in args.networks:
         models = {conv: build(network, conv) for conv in (None, *args.conv)}
         for conv, model in models.items():
-            merge_network(model, images.shape[2:])
             if conv:
+                merge_model(model)
                 merge_following_norms(model)
+            fold_batch_norms(model, lambda model=model: model(torch.randn(1, *images.shape[1:])))
             model.to(args.device)
         passes = {conv: (lambda model=model: model(images)) for conv, model in models.items()}
         with torch.inference_mode():
