@@ -1,23 +1,10 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Multiply-adds of a network, attention included, counted by PyTorch's FlopCounterMode."""
-import warnings
+"""Multiply-adds of a network by its modules, attention included, with PyTorch's FlopCounterMode."""
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-
-
-class _Pass(nn.Module):
-    """The root of what is counted: FlopCounterMode names modules from the first module that is called."""
-
-    def __init__(self, module: nn.Module, run: Callable[[], object]) -> None:
-        super().__init__()
-        self.module = module
-        self.run = run
-
-    def forward(self) -> None:
-        self.run()
 
 
 def count_multiply_adds(module: nn.Module, input_shape: Sequence[int]) -> int:
@@ -49,26 +36,35 @@ def multiply_adds_by_layer(module: nn.Module, forward: Callable[[], object]) -> 
         name '' has all. Other names without multiply-adds are left out.
     """
     modes = {part: part.training for part in module.modules()}
-    root = _Pass(module.eval(), forward)
+    counts: dict[str, int] = {}
+    starts: list[int] = []  # what was counted when each of the running submodules began
+    handles = []
+    module.eval()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter('ignore')  # torch 2.1 needs to know the modules, later versions warn that they do not
-            counter = FlopCounterMode(root, display=False, custom_mapping=_formulas())
-            with counter:
-                root()
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
+
+            def leave(name: str) -> None:
+                counts[name] = counts.get(name, 0) + counter.get_total_flops() - starts.pop()
+
+            # FlopCounterMode attributes to modules, too, but in torch 2.1 it changes what modules return for that.
+            for name, part in module.named_modules():
+                handles.append(part.register_forward_pre_hook(lambda *_: starts.append(counter.get_total_flops())))
+                handles.append(part.register_forward_hook(lambda *_, name=name: leave(name)))
+            forward()
     finally:
+        for handle in handles:
+            handle.remove()
         for part, mode in modes.items():
             part.training = mode
-    counted = {name: sum(operators.values()) // 2 for name, operators in counter.get_flop_counts().items()}
 
     def total(part: nn.Module, name: str) -> int:
-        if name in counted:
-            return counted[name]
-        return sum(total(child, f'{name}.{key}') for key, child in part.named_children())
+        if name in counts:
+            return counts[name]
+        return sum(total(child, f'{name}.{key}'.lstrip('.')) for key, child in part.named_children())
 
-    counts = {name: total(part, f'_Pass.module.{name}'.rstrip('.')) for name, part in module.named_modules()}
-    counts[''] = counted.get('Global', 0)
-    return {name: count for name, count in counts.items() if count or not name}
+    totals = {name: total(part, name) // 2 for name, part in module.named_modules()}
+    totals[''] = counter.get_total_flops() // 2
+    return {name: count for name, count in totals.items() if count or not name}
 
 
 def _formulas() -> dict:
