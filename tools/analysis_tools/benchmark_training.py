@@ -62,7 +62,7 @@ def random_images(size: Size, args: argparse.Namespace) -> torch.Tensor:
     return images.to(memory_format=torch.channels_last) if args.channels_last else images
 
 
-def place(model: nn.Module, args: argparse.Namespace) -> nn.Module:
+def to_device(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     model = model.to(args.device).train()
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
@@ -78,7 +78,7 @@ def build_backbone(name: str) -> nn.Module:
 
 
 def train_classifier(name: str, args: argparse.Namespace) -> Step:
-    model = place(build_network(name), args)
+    model = to_device(build_network(name), args)
     labels = torch.arange(args.batch, device=args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     images = functools.cache(lambda size: random_images(size, args))
@@ -94,7 +94,7 @@ def train_classifier(name: str, args: argparse.Namespace) -> Step:
 
 
 def train_backbone(name: str, args: argparse.Namespace) -> Step:
-    model = place(build_backbone(name), args)
+    model = to_device(build_backbone(name), args)
     images = functools.cache(lambda size: random_images(size, args))
 
     def step(size: Size) -> None:
@@ -115,7 +115,7 @@ def train_config(name: str, args: argparse.Namespace) -> Step:
         cfg.model.backbone.with_cp = True
     model = revert_sync_batchnorm(build_model(cfg))
     model.init_weights()
-    place(model, args)
+    to_device(model, args)
     wrapper = cfg.optim_wrapper.copy()
     if args.device == 'cpu' and wrapper.type == 'AmpOptimWrapper':
         wrapper.type = 'OptimWrapper'
@@ -183,7 +183,7 @@ def print_networks(args: argparse.Namespace) -> None:
     if args.command == 'backbones':
         headings.append('kept for the backward pass (MiB)')
         for row, name in zip(rows, args.networks):
-            kept = kept_memory(place(build_backbone(name), args), random_images(args.size, args))
+            kept = kept_memory(to_device(build_backbone(name), args), random_images(args.size, args))
             row.append(f'{kept / 2**20:.1f}')
     print(f'batch {args.batch}, {args.size[0]} x {args.size[1]}\n\n{markdown_table(headings, rows)}')
     print_schedule({label(name): statistics.median(times[name]) for name in args.networks}, args)
