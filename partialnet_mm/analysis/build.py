@@ -1,21 +1,20 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The model of a config without a runner, a data set or a checkpoint."""
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+#: How many boxes :func:`forward_detector` gives to the second stage of a detector.
+PROPOSALS = 1000
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Builds the model of a classifier's, detector's or segmentor's config.
+    """Builds the model of a classifier's, detector's or segmentor's config, in training mode.
 
-    Its weights are random: ``init_cfg`` is not followed. mmengine's default
-    scope is afterwards that of the config.
-
-    Args:
-        cfg: With ``model`` and ``default_scope``; stays as it is.
-
-    Returns:
-        nn.Module: The model, in training mode.
+    Its weights are random: ``init_cfg`` is not followed. The config is not changed. Afterwards mmengine's default scope
+    is that of the config.
 
     Raises:
         ValueError: If the config has no ``model`` or no ``default_scope``.
@@ -26,7 +25,30 @@ def build_model(cfg: Config) -> nn.Module:
                              "('mmpretrain', 'mmdet' or 'mmseg')")
     init_default_scope(cfg.default_scope)
     model_cfg = cfg.model.copy()
-    # mmpretrain's and mmseg's configs have it beside the model, where mmengine's runner takes it from.
+    # The configs of mmpretrain and mmseg have it beside the model, where mmengine's runner takes it from.
     if cfg.get('data_preprocessor'):
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     return MODELS.build(model_cfg)
+
+
+def forward_detector(model: nn.Module, images: Tensor) -> object:
+    """Runs a detector of mmdet without its post-processing on normalized images (B, C, H, W).
+
+    The second stage gets ``PROPOSALS`` random boxes per image, the same in each call, so what it computes does not
+    depend on the weights.
+
+    Returns:
+        Tuples of tensors, as the model's heads return them.
+    """
+    from mmdet.structures import DetDataSample
+    height, width = images.shape[2:]
+    size = dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),
+                batch_input_shape=(height, width), scale_factor=(1., 1.))
+    samples = [DetDataSample(metainfo=size) for _ in images]
+    if not getattr(model, 'with_rpn', False):
+        return model(images, samples, mode='tensor')
+    features = model.extract_feat(images)
+    corners = torch.rand(PROPOSALS, 2, 2, generator=torch.Generator().manual_seed(0)).sort(dim=1).values
+    boxes = (corners * torch.tensor([width, height])).flatten(1).to(images)
+    proposals = [InstanceData(bboxes=boxes) for _ in images]
+    return model.rpn_head(features), model.roi_head(features, proposals, samples)

@@ -12,27 +12,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-#: Layers whose weight takes up the scale of its output channels in its first dimension.
+#: Layers whose weight has its output channels in the first dimension.
 LINEAR_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class FoldedNorms(NamedTuple):
-    """Names of the batch norms that are gone, and of those that are left because no layer could take them up."""
+    """Names of the batch norms that were folded, and of those that no layer could take."""
 
     folded: list[str]
     left: list[str]
 
 
 def draw_norms(model: nn.Module, forward: Callable[[], object]) -> None:
-    """Gives batch norms the statistics of what they see, and random weights.
+    """Gives batch norms the statistics of their inputs, and random weights.
 
-    A network that has just been built has norms that are almost the identity:
-    whether they were folded rightly cannot be seen then, and without them the
-    values inside of a deep network fade or explode.
-
-    Args:
-        model: Its parts' modes are afterwards what they were.
-        forward: Runs the model once, with at least two images.
+    The norms of a network that has just been built are almost the identity: a wrong folding would not show, and the
+    values inside of a deep network fade or explode without them. ``forward`` runs the model once, with at least two
+    images. Training modes are restored.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     kept = [(norm, norm.training, norm.momentum) for norm in norms]
@@ -51,19 +47,11 @@ def draw_norms(model: nn.Module, forward: Callable[[], object]) -> None:
 
 @torch.no_grad()
 def fold_batch_norms(model: nn.Module, forward: Callable[[], object]) -> FoldedNorms:
-    """Folds each batch norm that follows a convolution or linear layer into it.
+    """Folds each batch norm that follows a convolution or linear layer into it, in place, in evaluation mode.
 
-    What follows what is observed in one run, so any Python code may be in the
-    forward functions. A norm is folded where it gets the output of such a
-    layer as it is, and nothing else does. timm's norms with an activation
-    leave it in their place.
-
-    Args:
-        model: In evaluation mode; changed in place.
-        forward: Runs the model once.
-
-    Returns:
-        FoldedNorms: Names of the norms.
+    One observed run by ``forward`` shows which norm follows which layer, so the model may hold any Python code. A norm
+    is folded where it alone uses the unchanged output of such a layer. The activation inside timm's ``BatchNormAct2d``
+    stays at the position of the norm.
     """
     modules = dict(model.named_modules())
     norms = {name: module for name, module in modules.items() if isinstance(module, _BatchNorm)}
@@ -79,37 +67,30 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], object]) -> FoldedN
         source.weight, source.bias = fuse(
             source.weight, source.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
         owner, _, child = name.rpartition('.')
-        setattr(modules[owner], child, _what_remains(norm))
+        # BatchNormAct2d has dropout and an activation, either of which may be an identity.
+        rest = [part for part in norm.children() if not isinstance(part, nn.Identity)]
+        setattr(modules[owner], child, rest[0] if len(rest) == 1 else nn.Sequential(*rest) if rest else nn.Identity())
         folded.append(name)
     return FoldedNorms(folded, [name for name in norms if name not in folded])
 
 
-def _what_remains(norm: _BatchNorm) -> nn.Module:
-    # timm's BatchNormAct2d: dropout, then an activation; either may be an identity.
-    parts = [part for part in norm.children() if not isinstance(part, nn.Identity)]
-    return parts[0] if len(parts) == 1 else nn.Sequential(*parts) if parts else nn.Identity()
-
-
 class _Observer(TorchFunctionMode):
-    """Sees which layer's output each batch norm gets, and how often each of them is used."""
+    """Records which layer's output each batch norm gets, and how often each of them is used."""
 
     def __init__(self, layers: dict[int, nn.Module]) -> None:
         super().__init__()
         self.layers = layers
         self.runs: Counter = Counter()  # of weights and of statistics, by id
-        self.outputs: dict[int, tuple[Tensor, nn.Module]] = {}  # the tensor is kept, or its id would be given again
+        self.outputs: dict[int, tuple[Tensor, nn.Module]] = {}  # keeps the tensor, or its id would be given again
         self.uses: Counter = Counter()
         self.inputs: dict[int, Tensor] = {}
 
-    def __torch_function__(self,
-                           func: Callable,
-                           types: object,
-                           args: tuple = (),
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (),
                            kwargs: dict | None = None) -> object:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         given = tree_flatten((args, kwargs))[0]
-        if any(isinstance(value, Tensor) for value in tree_flatten(result)[0]):  # x.shape and x.dim() use nothing
+        if any(isinstance(value, Tensor) for value in tree_flatten(result)[0]):  # x.shape and x.dim() are no use
             self.uses.update({id(value) for value in given if isinstance(value, Tensor)})
         if func is F.batch_norm:
             statistics = args[1] if len(args) > 1 else kwargs['running_mean']
@@ -118,14 +99,14 @@ class _Observer(TorchFunctionMode):
         elif func in (F.conv1d, F.conv2d, F.conv3d, F.linear):
             weight = args[1] if len(args) > 1 else kwargs['weight']
             self.runs[id(weight)] += 1
-            # a linear layer has its channels last, and a norm in the second dimension
+            # A linear layer has its channels last, a norm in the second dimension.
             if id(weight) in self.layers and (func is not F.linear or result.dim() == 2):
                 self.outputs[id(result)] = (result, self.layers[id(weight)])
-                self.uses[id(result)] = 0  # those counted had its id before
+                self.uses[id(result)] = 0  # what was counted had this id before
         return result
 
     def find_source(self, norm: _BatchNorm) -> nn.Module | None:
-        """The layer whose output this norm alone gets; None where there is none."""
+        """The layer whose output this norm alone gets, or None."""
         statistics = id(norm.running_mean)
         if norm.running_mean is None or self.runs[statistics] != 1:
             return None

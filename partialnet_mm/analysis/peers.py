@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Classifiers by name, of this project and of other libraries, in the form that they are deployed in."""
+"""Networks by name, of this project and of other libraries, in the form that they are deployed in."""
 import difflib
 import importlib.util
 from collections.abc import Sequence
@@ -8,83 +8,96 @@ from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten
 
 from ..models import PartialNet
-from ..models.merge_model import merge_model
+from ..models import merge_model
 from ..zoo import config_path
-from .build import build_model
+from .build import build_model, forward_detector
 from .norm_folding import draw_norms, fold_batch_norms
 
-#: Before the name of a network, and what has it.
+#: Libraries of classifiers: the prefix of a name.
 LIBRARIES = ('timm', 'torchvision', 'mmpretrain')
-#: Relative difference that folding may make to the output, in float32. A norm folded wrongly makes one near 1.
+#: Relative difference that folding may make to the output in float32. A wrong folding makes one near 1.
 TOLERANCE = 1e-3
 
 
 class MergedNorms(NamedTuple):
-    """How many batch norms are gone, and how many are left."""
+    """How many batch norms were merged, and how many are left."""
 
     merged: int
     left: int
 
 
-def check_name(name: str) -> None:
-    """Says what is wrong with the name of a network, before anything is built.
+class Detector(nn.Module):
+    """A detector of mmdet as a function of images: :func:`forward_detector`."""
 
-    Args:
-        name: See :func:`build_network`.
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> object:
+        return forward_detector(self.model, images)
+
+
+def find_config(name: str) -> Path:
+    """The path of a config: 'my.py', or 'mmdet:mask_rcnn/NAME.py' for one that an OpenMMLab library ships.
 
     Raises:
-        ValueError: If no library has it, or the library is not installed.
+        ValueError: If there is none.
     """
-    library, _, short = name.rpartition(':')
+    library, _, path = name.rpartition(':')
+    spec = importlib.util.find_spec(library) if library else None
+    found = Path(spec.origin).parent / '.mim' / 'configs' / path if spec else Path(path)
+    if not found.is_file() or (library and not spec):
+        raise ValueError(f'there is no config {name!r}')
+    return found
+
+
+def check_name(name: str) -> None:
+    """Raises a ValueError if no library has a network of this name, or the library is not installed."""
     if name.endswith('.py'):
-        if not Path(name).is_file():
-            raise ValueError(f'there is no config {name!r}')
+        find_config(name)
         return
-    known = [f'partialnet_{arch}' for arch in PartialNet.arch_settings]
-    if name in known:
-        return
+    ours = [f'partialnet_{arch}' for arch in PartialNet.arch_settings]
+    library, _, short = name.rpartition(':')
     library = library or 'timm'
+    if name in ours:
+        return
     if library not in LIBRARIES:
         raise ValueError(f'network {name!r} is of the library {library!r}; allowed are {", ".join(LIBRARIES)}')
     if importlib.util.find_spec(library) is None:
         raise ValueError(f'network {name!r} needs {library}, which is not installed')
-    names = _names(library)
+    if library == 'timm':
+        import timm
+        names = timm.list_models()
+    elif library == 'torchvision':
+        import torchvision
+        names = torchvision.models.list_models()
+    else:
+        import mmpretrain
+        names = mmpretrain.list_models(task='Image Classification')
     if short not in names:
-        near = difflib.get_close_matches(short, names + known, n=3)
+        near = difflib.get_close_matches(short, names + ours, n=3)
         hint = f'; near it are {near}' if near else ''
         raise ValueError(f'there is no network {short!r} in {library}{hint}. Allowed are partialnet_ARCH with ARCH one '
                          f'of {", ".join(PartialNet.arch_settings)}, a name of timm, torchvision:NAME, '
                          'mmpretrain:NAME and the path of a config')
 
 
-def _names(library: str) -> list[str]:
-    if library == 'timm':
-        import timm
-        return timm.list_models()
-    if library == 'torchvision':
-        import torchvision
-        return torchvision.models.list_models()
-    import mmpretrain
-    return mmpretrain.list_models(task='Image Classification')
-
-
 def build_network(name: str) -> nn.Module:
-    """Builds a classifier of 1000 classes with random weights.
+    """Builds a network with random weights, in evaluation mode, its norms as in training.
 
     Args:
-        name: 'partialnet_s' for a variant of this project, as its
-            pretraining config has it; a name of timm, such as 'fasternet_s';
-            'torchvision:NAME'; 'mmpretrain:NAME'; the path of a config, 'my.py',
-            with as many classes as it says.
+        name: 'partialnet_s' for a variant of this project, as in its pretraining config; a name of timm, such as
+            'fasternet_s'; 'torchvision:NAME'; 'mmpretrain:NAME'; a config of a classifier, segmentor or detector, see
+            :func:`find_config`.
 
     Returns:
-        nn.Module: In evaluation mode, its norms as in training. Takes images
-        (B, 3, H, W), returns logits.
+        A function of images (B, 3, H, W). Classifiers return logits, of 1000 classes where no config has another
+        number.
 
     Raises:
         ValueError: If there is no such network.
@@ -92,12 +105,12 @@ def build_network(name: str) -> nn.Module:
     check_name(name)
     library, _, short = name.rpartition(':')
     if name.endswith('.py'):
-        return _build_config(Config.fromfile(name))
+        return build_config(Config.fromfile(find_config(name)))
     if name.startswith('partialnet_'):
         arch = name[len('partialnet_'):]
         cfg = Config.fromfile(config_path(f'pretrain/partialnet_{arch.partition("-")[0]}_in1k.py'))
         cfg.model.backbone.arch = arch
-        return _build_config(cfg)
+        return build_config(cfg)
     if library == 'torchvision':
         import torchvision
         return torchvision.models.get_model(short, weights=None).eval()
@@ -108,29 +121,27 @@ def build_network(name: str) -> nn.Module:
     return timm.create_model(short).eval()
 
 
-def _build_config(cfg: Config) -> nn.Module:
-    cfg.model.train_cfg = None  # batch augmentation is for training
-    return build_model(cfg).eval()
+def build_config(cfg: Config) -> nn.Module:
+    """The model of a config as a function of images, in evaluation mode."""
+    if cfg.get('default_scope') == 'mmpretrain':
+        cfg.model.train_cfg = None  # batch augmentation is for training
+    model = build_model(cfg).eval()
+    return Detector(model) if cfg.default_scope == 'mmdet' else model
 
 
 def merge_network(model: nn.Module, shape: Sequence[int]) -> MergedNorms:
-    """Brings a network into the form that it is deployed in: all batch norms that can be are merged.
+    """Merges all batch norms of a network that can be merged, as for deployment, in place.
 
-    First what the network merges itself (PartialNet, RepVGG, LeViT, ...), then
-    each norm after a convolution or linear layer. Its batch norms get random
-    weights and statistics before, so that the comparison of outputs can fail.
+    The network's own method comes first (PartialNet, RepVGG, LeViT, ...), then each norm after a convolution or linear
+    layer is folded. The norms get random weights and statistics before, so that a wrong merge shows in the output.
 
     Args:
-        model: On the CPU, in evaluation mode; changed in place.
-            Returns a tensor or several: a backbone serves as well.
-        shape: (H, W) of the images to compare with.
-
-    Returns:
-        MergedNorms: Numbers of norms.
+        model: On the CPU, in evaluation mode. It returns one tensor or several.
+        shape: (H, W) of the images whose outputs are compared.
 
     Raises:
-        RuntimeError: If the merged network computes something else. What a
-            network raises for a shape that it does not take is its own.
+        RuntimeError: If the merged network computes something else. A network that does not accept the shape raises
+            errors of its own.
     """
     images = torch.randn(2, 3, *shape)
     before = _count_norms(model)
@@ -143,17 +154,13 @@ def merge_network(model: nn.Module, shape: Sequence[int]) -> MergedNorms:
             from timm.utils import reparameterize_model
             reparameterize_model(model, inplace=True)
         fold_batch_norms(model, lambda: model(images))
-        difference = _relative_difference(model(images), expected)
+        pairs = zip(tree_flatten(model(images))[0], tree_flatten(expected)[0])
+        difference = max(((mine - other).norm() / other.norm()).item() for mine, other in pairs)
     if not difference < TOLERANCE:
         raise RuntimeError(f'without its batch norms {type(model).__name__} computes something else: its output '
-                           f'differs by {difference:.1e} of its length, allowed are {TOLERANCE:.0e}')
+                           f'differs by {difference:.1e} of its norm, allowed are {TOLERANCE:.0e}')
     left = _count_norms(model)
     return MergedNorms(before - left, left)
-
-
-def _relative_difference(mine: object, expected: object) -> float:
-    pairs = zip(tree_flatten(mine)[0], tree_flatten(expected)[0])
-    return max(((one - other).norm() / other.norm()).item() for one, other in pairs)
 
 
 def _count_norms(model: nn.Module) -> int:

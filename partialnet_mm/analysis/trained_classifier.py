@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""A trained classifier with its test pipeline, for tools that look into it."""
+"""A trained classifier with its test pipeline, for commands that look into it."""
 import difflib
 import os
 from collections.abc import Sequence
@@ -17,34 +17,24 @@ from ..checkpoint.reader import read_checkpoint
 if TYPE_CHECKING:
     from mmpretrain.apis import ImageClassificationInferencer
 
-#: Part of each side of an image that is left out where its place is measured: resizing repeats the border.
+#: Fraction of each side of an image that :func:`seen_box` does not measure at: resizing repeats the border.
 BORDER = 0.1
 
 
-def load_classifier(config: str,
-                    checkpoint: str,
-                    cfg_options: dict | None = None,
+def load_classifier(config: str, checkpoint: str, cfg_options: dict | None = None,
                     device: str = 'cpu') -> 'ImageClassificationInferencer':
-    """Builds the classifier of a config with the weights of a checkpoint, which is read as data.
+    """Builds the classifier of a config of mmpretrain with the weights of a checkpoint, which must hold every tensor.
 
-    mmengine's default scope is afterwards 'mmpretrain'.
-
-    Args:
-        config: Config file of a classifier of mmpretrain.
-        checkpoint: File that holds every tensor of the model.
-        cfg_options: Changes to the config. Defaults to None.
-        device: Where the model runs. Defaults to 'cpu'.
+    Afterwards mmengine's default scope is 'mmpretrain'.
 
     Returns:
-        ImageClassificationInferencer: With ``model`` in evaluation mode,
-        ``preprocess``, the config's test pipeline, and ``classes``, None where
-        the checkpoint names none.
+        mmpretrain's inferencer: its ``model`` in evaluation mode; ``preprocess``, the config's test pipeline;
+        ``classes``, None where the checkpoint names none.
 
     Raises:
         FileNotFoundError: If config or checkpoint do not exist.
-        ValueError: If the config is not of a classifier, or the checkpoint
-            cannot be read or belongs to another network.
-        ModuleNotFoundError: If mmpretrain is not installed.
+        ValueError: If the config is not of a classifier, or the checkpoint cannot be read or belongs to another
+            network.
     """
     if not os.path.isfile(config):
         raise FileNotFoundError(f'config {config!r} does not exist')
@@ -55,7 +45,7 @@ def load_classifier(config: str,
                          f'with a head, got default_scope {cfg.get("default_scope")!r} and a model with '
                          f'{sorted(cfg.get("model", {}))}')
     if not cfg.get('test_dataloader', {}).get('dataset', {}).get('pipeline'):
-        raise ValueError(f'config {config!r} has no test_dataloader.dataset.pipeline, by which images are prepared')
+        raise ValueError(f'config {config!r} has no test_dataloader.dataset.pipeline, which prepares images')
     content = read_checkpoint(checkpoint)
     tensors = find_state_dict(content)
     init_default_scope(cfg.default_scope)
@@ -71,39 +61,27 @@ def load_classifier(config: str,
 
 
 def prepare(classifier: 'ImageClassificationInferencer', images: Sequence[str | np.ndarray]) -> Tensor:
-    """What the network gets: images after its test pipeline and normalization.
-
-    Args:
-        classifier: Of :func:`load_classifier`.
-        images: Files, or (H, W, 3) in BGR.
-
-    Returns:
-        Tensor: (B, C, H, W) on the model's device.
+    """Images, files or (H, W, 3) in BGR, after test pipeline and normalization: (B, C, H, W) on the model's device.
 
     Raises:
-        ValueError: If the pipeline gives them different sizes.
+        ValueError: If the pipeline returns different sizes.
     """
     batches = [classifier.model.data_preprocessor(data, False)['inputs'] for data in classifier.preprocess(images)]
     shapes = {tuple(batch.shape[1:]) for batch in batches}
     if len(shapes) > 1:
-        raise ValueError(f'the test pipeline gives images of different sizes, {sorted(shapes)}: look at one at a time')
+        raise ValueError(f'the test pipeline returns different sizes of images, {sorted(shapes)}: look at one at a '
+                         'time')
     return torch.cat(batches)
 
 
 def seen_box(classifier: 'ImageClassificationInferencer', height: int, width: int) -> tuple[int, int, int, int]:
-    """The part of an image that reaches the network: test pipelines resize and crop.
+    """The rectangle of an image of so many pixels that reaches the network: test pipelines resize and crop.
 
-    An image of known ramps goes through the pipeline, so it holds for any that
-    keeps horizontal lines horizontal and flips nothing.
-
-    Args:
-        classifier: Of :func:`load_classifier`.
-        height: Of the image in pixels.
-        width: Of the image in pixels.
+    An image of known ramps goes through the pipeline. The result holds for any pipeline that keeps horizontal lines
+    horizontal and flips nothing.
 
     Returns:
-        tuple[int, int, int, int]: Left, top, right and bottom in pixels of the
-        image, right and bottom exclusive.
+        Left, top, right and bottom in pixels of the image, right and bottom exclusive.
     """
     ramps = np.zeros((height, width, 3), np.uint8)
     ramps[..., 0] = np.round(np.linspace(0, 255, width))
@@ -112,25 +90,17 @@ def seen_box(classifier: 'ImageClassificationInferencer', height: int, width: in
     bounds = []
     for values, size in ((seen[0].mean(axis=0), width), (seen[1].mean(axis=1), height)):
         margin = int(len(values) * BORDER)
-        places = np.arange(margin, len(values) - margin)
-        slope, offset = np.polyfit(places, values[places] * (size - 1) / 255, 1)
+        positions = np.arange(margin, len(values) - margin)
+        slope, offset = np.polyfit(positions, values[positions] * (size - 1) / 255, 1)
         first, last = offset + slope * np.array([-0.5, len(values) - 0.5]) + 0.5
-        # What lies within half a pixel of the network's view from the border is the border.
+        # A bound that lies within half a pixel of the network's input from the border is the border.
         bounds.append((0 if first < slope / 2 else round(first), size if last > size - slope / 2 else round(last)))
     (left, right), (top, bottom) = bounds
     return left, top, right, bottom
 
 
 def find_class(classes: Sequence[str] | None, count: int, given: str) -> int:
-    """The index of a class.
-
-    Args:
-        classes: Names; None if not known.
-        count: How many classes there are.
-        given: A name or an index.
-
-    Returns:
-        int: From 0 to ``count`` - 1.
+    """The index of a class by its name or index; ``classes`` are the names of ``count`` classes, None if unknown.
 
     Raises:
         ValueError: If there is no such class.

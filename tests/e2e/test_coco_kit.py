@@ -1,23 +1,17 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""From COCO's files to the table: what checks, measures and collects a reproduction of Table 7."""
-import argparse
+"""The check of COCO's files."""
 import hashlib
 import json
-import math
 import re
 
 import pytest
-import torch
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 
 from partialnet_mm.datasets import write_shapes_dataset
 from tests.helpers.libraries import ROOT
-from tests.helpers.tiny_models import write_config
 from tests.helpers.tool_scripts import load_tool, run_main
 
-CHECK, TABLE, COST = (f'tools/{name}.py' for name in (
-    'dataset_tools/check_coco', 'analysis_tools/results_table', 'analysis_tools/training_cost'))
+CHECK = 'tools/dataset_tools/check_coco.py'
 
 
 @pytest.fixture
@@ -85,86 +79,4 @@ def test_damaged_data(coco, damage, message, monkeypatch, capsys):
 ])
 def test_wrong_usage_of_the_check(arguments, message, monkeypatch, capsys):
     assert run_main(monkeypatch, CHECK, *arguments) == 2
-    assert message in capsys.readouterr().err
-
-
-def write_run(folder, config, values, options=None):
-    """A work folder as a training leaves it: its config with everything written out, and a log."""
-    cfg = Config.fromfile(ROOT / config)
-    cfg.merge_from_dict(options or {})
-    (folder / '20300101_000000' / 'vis_data').mkdir(parents=True)
-    cfg.dump(folder / 'config.py')
-    lines = [dict(lr=0.1, loss=1., step=50)]
-    lines += [dict(value, step=epoch) for epoch, value in values.items()]
-    (folder / '20300101_000000' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
-    return folder
-
-
-def ap(box, mask):
-    return {'coco/bbox_mAP': box, 'coco/segm_mAP': mask}
-
-
-def test_table_of_results(tmp_path, monkeypatch, capsys):
-    maskrcnn = 'configs/mask_rcnn/partialnet_{}_1x.py'
-    runs = [
-        # The last epoch counts, not the best; one of an earlier training in the same folder does not.
-        write_run(tmp_path / 's_full', maskrcnn.format('s'), {11: ap(.43, .4), 12: ap(.426, .392), 36: ap(.5, .5)}),
-        write_run(tmp_path / 'l_early', maskrcnn.format('l'), {1: ap(.2, .19)}),
-        write_run(tmp_path / 'm_long', maskrcnn.format('m'), {36: ap(.45, .41)}, {'train_cfg.max_epochs': 36}),
-        write_run(tmp_path / 's_own_data', maskrcnn.format('s'), {12: ap(.6, .5)},
-                  {'model.roi_head.bbox_head.num_classes': 3}),
-        write_run(tmp_path / 't0', 'configs/pretrain/partialnet_t0_in1k.py', {300: {'accuracy/top1': 73.91}}),
-        write_run(tmp_path / 'cifar', 'configs/cifar10/partialnet_t0_cifar10.py', {10: {'accuracy/top1': 80.}}),
-    ]
-    assert run_main(monkeypatch, TABLE, *runs) == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if line] == [
-        "| run | epoch | box AP | paper's | mask AP | paper's |", '|---|---|---|---|---|---|',
-        '| s_full | 12 of 12 | 42.6 | 42.7 | 39.2 | 39.3 |', '| l_early | 1 of 12 | 20.0 | 44.7 | 19.0 | 41.0 |',
-        '| m_long | 36 of 36 | 45.0 | - | 41.0 | - |', '| s_own_data | 12 of 12 | 60.0 | - | 50.0 | - |',
-        "| run | epoch | top-1 | paper's |", '|---|---|---|---|',
-        '| t0 | 300 of 300 | 73.9 | 73.9 |', '| cifar | 10 of 10 | 80.0 | - |']
-
-
-def test_table_of_an_empty_folder(tmp_path, monkeypatch, capsys):
-    assert run_main(monkeypatch, TABLE, tmp_path) == 2
-    assert 'has no config: name the work folder of a training' in capsys.readouterr().err
-
-
-def test_cost_of_a_schedule(tmp_path, monkeypatch, capsys, tiny_arch):
-    """Times and memory are measured; the rest is arithmetic that can be checked."""
-    config = write_config('detector', tmp_path / 'config.py', tiny_arch)
-    options = ('--shape', 64, 96, '--batch-size', 2, '--rounds', 1, '--threads', 1, '--device', 'cpu', '--gpus', 4)
-    assert run_main(monkeypatch, COST, config, *options, measure_memory=lambda config, args: 2048) == 0
-    said = capsys.readouterr().out
-    name, seconds, spread, ratio, memory = re.search(r'\| (\S+) \| ([\d.]+) \| (\S+) \| (\S+) \| (\S+) \|\n\n',
-                                                     said).groups()
-    assert name == f'{tmp_path.name}/config' and spread == f'{seconds}-{seconds}' and (ratio, memory) == ('1.00', '2.0')
-    # Nothing learned: RPN's two outcomes and the box head's four are equally likely.
-    losses = {name: float(value) for name, value in re.findall(r'(loss\w*) ([\d.]+)', said)}
-    assert losses['loss_rpn_cls'] == pytest.approx(math.log(2), abs=0.05)
-    assert losses['loss_cls'] == pytest.approx(math.log(4), rel=0.15)
-    assert '117266 images / (4 devices x 2) = 14659 steps an epoch, x 12 epochs = 175908 steps' in said
-    hours = float(re.search(r'175908 x [\d.]+ s / 3600 = ([\d.]+) h on 4 devices', said).group(1))
-    assert hours == pytest.approx(175908 * float(seconds) / 3600, abs=175908 * 0.006 / 3600)
-
-
-def test_steps_of_the_cost_train(tmp_path, tiny_arch):
-    """Each call is a whole training step: losses of all heads, and every weight moves."""
-    config = write_config('detector', tmp_path / 'config.py', tiny_arch)
-    with DefaultScope.overwrite_default_scope('mmengine'):  # restores what it was
-        model, step = load_tool(COST).training_step(
-            str(config), argparse.Namespace(batch_size=2, shape=(64, 96), device='cpu'))
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        losses = step()
-    assert {'loss_rpn_cls', 'loss_cls', 'loss_bbox', 'loss_mask'} <= set(losses)
-    assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
-
-
-@pytest.mark.parametrize('arguments, status, message', [
-    (['no.py'], 2, "config 'no.py' does not exist"),
-    (['{config}', '--gpus', '0'], 2, '--gpus must be at least 1, got 0'),
-])
-def test_wrong_usage_of_the_cost(arguments, status, message, tmp_path, monkeypatch, capsys, tiny_arch):
-    config = write_config('detector', tmp_path / 'config.py', tiny_arch)
-    assert run_main(monkeypatch, COST, *[word.format(config=config) for word in arguments]) == status
     assert message in capsys.readouterr().err

@@ -29,7 +29,7 @@ def test_files_that_a_page_names_exist(page):
     named = set(re.findall(r'(?<![\w./-])((?:tools|configs|partialnet_mm|tests|docs|requirements)/[\w./]*\w)', text))
     named |= {link for link in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in link}
     assert named
-    assert re.findall(r'^[A-Z_]{4,}$', text, re.M) == []  # no place is left to be filled in
+    assert re.findall(r'^[A-Z_]{4,}$', text, re.M) == []  # nothing is left to be filled in
     here = (ROOT / page).parent
     assert sorted(n for n in named if not (ROOT / n).exists() and not (here / n).exists()) == []
 

@@ -19,7 +19,7 @@ from partialnet_mm.models import PartialNet
 from partialnet_mm.models.dpconv.fixed_ratios import GATES
 from tests.helpers.libraries import ROOT, build_model
 
-RATIOS = 'tools/analysis_tools/dpconv_ratios.py'
+RATIOS = 'tools/analysis_tools/analyze_logs.py ratios'
 TO_FIXED = 'tools/model_converters/dpconv_to_fixed.py'
 # Runs scripts one after another, as python does each: most of their time is that of imports.
 DRIVER = """
@@ -38,7 +38,8 @@ TINY_ARCH = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=2, act_cfg=dict(ty
 
 def run_here(monkeypatch, capsys, script, *arguments):
     """Runs a tool in this process; its output, errors and exit status."""
-    monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
+    script, *words = script.split()
+    monkeypatch.setattr(sys, 'argv', [script, *words, *map(str, arguments)])
     status = 0
     try:
         runpy.run_path(str(ROOT / script), run_name='__main__')
@@ -74,7 +75,7 @@ def test_the_five_commands(images, tmp_path):
     pytest.importorskip('mmpretrain')
     commands = [words[1:] for words in walk_through() if words[0] == 'python']
     assert [command[0] for command in commands] == [
-        'tools/train.py', RATIOS, TO_FIXED, 'tools/train.py', 'tools/test.py']
+        'tools/train.py', RATIOS.split()[0], TO_FIXED, 'tools/train.py', 'tools/test.py']
     loaders = [f'{split}_dataloader.{option}' for split in ('train', 'val', 'test') for option in (
         'batch_size=10', 'num_workers=0', 'persistent_workers=False', f'dataset.data_root={images}')]
     tiny = ['train_cfg.max_epochs=2', 'default_hooks.logger.interval=1', 'randomness.seed=0', *loaders]
@@ -152,7 +153,7 @@ def test_table_picture_and_list(searches, tmp_path, monkeypatch, capsys):
     full = 16**2 + 32**2 + 2 * 64**2 + 128**2
     assert out.splitlines() == [
         '| layer | kappa 4 | kappa 8 |',
-        '| --- | --- | --- |',
+        '|---|---|---|',
         '| stages.0.0 | 1/2 | 1/4 |',
         '| stages.1.0 | 1/4 | 1/8 |',
         '| stages.2.0 | 1/1 | 1/8 |',
@@ -225,7 +226,7 @@ def test_gates_out_of_order_and_other_networks_are_said(searches, monkeypatch, c
 @pytest.mark.parametrize('arguments, usage', [
     ([], 'CHECKPOINT'),
     (['a.pth', '--config', 'b.py'], '--config FILE.py and --base CONFIG go together'),
-    (['a.pth', '--base', 'b.py'], '--config FILE.py and --base CONFIG go together'),
+    (['a.pth', '--base', 'configs/cifar10/partialnet_t0_cifar10.py'], '--config FILE.py and --base CONFIG go together'),
     (['a.pth', 'b.pth', '--config', 'c.py', '--base', 'configs/cifar10/partialnet_t0_cifar10.py'], 'one CHECKPOINT'),
     (['a.pth', '--config', 'c.py', '--base', 'no.py'], "config 'no.py' does not exist"),
 ])

@@ -13,7 +13,7 @@ TOOL = 'tools/analysis_tools/get_flops.py'
 
 @pytest.fixture
 def counts(monkeypatch, capsys):
-    """Runs the command; the table's rows as {part: (Params in M, multiply-adds in G)}."""
+    """Runs the command; the table's rows as {module: (Params in M, multiply-adds in G)}."""
 
     def run(config, *options):
         assert run_main(monkeypatch, TOOL, config, *options) == 0
@@ -48,8 +48,8 @@ def test_two_stages_get_1000_proposals(counts, tmp_path, tiny_arch):
     config = write_config('detector', tmp_path / 'd.py', tiny_arch)
     table = counts(config, '--shape', 64, 96)
     assert set(table) == {'backbone', 'neck', 'rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head', 'all'}
-    places = sum(height * width for height, width in ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2)))
-    assert table['rpn_head'][1] == pytest.approx(places * (64 * 64 * 9 + 64 * 15) / 1e9, abs=5e-4)
+    pixels = sum(height * width for height, width in ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2)))
+    assert table['rpn_head'][1] == pytest.approx(pixels * (64 * 64 * 9 + 64 * 15) / 1e9, abs=5e-4)
     box = 1000 * (64 * 49 * 256 + 256 * 256 + 256 * (4 + 4))
     assert table['roi_head.bbox_head'][1] == pytest.approx(box / 1e9, abs=5e-4)
     mask = 100 * (14 * 14 * (2 * 64 * 64 * 9 + 64 * 64 * 4) + 28 * 28 * 64 * 3)
@@ -61,9 +61,9 @@ def test_segmentor(counts, tmp_path, tiny_arch):
     table = counts(write_config('segmentor', tmp_path / 's.py', tiny_arch), '--shape', 256, 256)
     assert set(table) == {'backbone', 'neck', 'decode_head', 'all'}
     # Convolutions 3x3 at strides 4, 8, 16 twice and 32 three times, each behind the next upsampling; then the classes.
-    places = {stride: (256 // stride)**2 for stride in (4, 8, 16, 32)}
-    convs = places[4] + places[8] + (places[16] + places[8]) + (places[32] + places[16] + places[8])
-    expected = (convs * 16 * 16 * 9 + places[4] * 16 * 4) / 1e9
+    pixels = {stride: (256 // stride)**2 for stride in (4, 8, 16, 32)}
+    convs = pixels[4] + pixels[8] + (pixels[16] + pixels[8]) + (pixels[32] + pixels[16] + pixels[8])
+    expected = (convs * 16 * 16 * 9 + pixels[4] * 16 * 4) / 1e9
     assert table['decode_head'][1] == pytest.approx(expected, abs=5e-4)
 
 
@@ -86,16 +86,16 @@ def test_configs_of_the_libraries(counts, library, name, parts):
 
 def test_layers(counts, tmp_path, tiny_arch):
     table = counts(write_config('classifier', tmp_path / 'c.py', tiny_arch), '--shape', 64, 64, '--by-layer')
-    assert table['backbone.downsample_layers.0.conv'] == (0.0008, 0.0002)  # 16 * 48 weights at 16 * 16 places
+    assert table['backbone.downsample_layers.0.conv'] == (0.0008, 0.0002)  # 16 * 48 weights at 16 * 16 pixels
     assert table['head.layers.0.fc'][0] == pytest.approx((128 * 24) / 1e6, abs=1e-4)
     assert 'backbone.stages.3.0.token_mixer' in table
 
 
 @pytest.mark.parametrize('content, options, status, message', [
-    (None, (), 2, "config 'missing.py' does not exist"),
+    (None, (), 2, "argument config: config 'missing.py' does not exist"),
     ('model = dict(type="ImageClassifier")', (), 1, 'the config has no default_scope'),
     ('default_scope = "mmdet"', (), 1, 'the config has no model'),
-    ('', ('--shape', 0, 4), 2, '--shape must be two positive numbers, got 0 4'),
+    ('', ('--shape', 0, 4), 2, 'argument --shape: must be a number of at least 1, got 0'),
 ])
 def test_wrong_usage(monkeypatch, capsys, tmp_path, content, options, status, message):
     config = 'missing.py'

@@ -37,7 +37,7 @@ def run(*command, **env):
     ('python tools/train.py no.py', "config 'no.py' does not exist"),
     (f'python tools/test.py {CONFIG} no.pth', "checkpoint 'no.pth' does not exist"),
     (f'python tools/test.py {CONFIG} README.md --out table.txt', "--out must end in .pkl or .pickle, got 'table.txt'"),
-    ('python tools/analysis_tools/montage.py tests montage.jpg', "no .jpg or .png in 'tests'"),
+    ('python tools/misc/montage.py tests montage.jpg', "no .jpg or .png in 'tests'"),
 ])
 def test_wrong_usage_says_what_is_right_and_exits_2(command, usage):
     words = command.split()
@@ -145,9 +145,9 @@ def test_montage_joins_pictures(tmp_path):
     import numpy as np
     for i in range(3):
         cv2.imwrite(str(tmp_path / f'{i}.png'), np.full((32, 64, 3), 40 * i, np.uint8))
-    done = run(sys.executable, 'tools/analysis_tools/montage.py', tmp_path, tmp_path / 'all.png', '--height', '32')
+    done = run(sys.executable, 'tools/misc/montage.py', tmp_path, tmp_path / 'all.png', '--height', '32')
     assert done.returncode == 0, done.stderr
-    assert cv2.imread(str(tmp_path / 'all.png')).shape == (2 * 36, 2 * 68, 3)
+    assert cv2.imread(str(tmp_path / 'all.png')).shape == (2 * 36 + 4, 2 * 68 + 4, 3)
 
 
 SEGMENTATION = '''

@@ -10,7 +10,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 from mmengine.runner import IterBasedTrainLoop
 
 from partialnet_mm.engine import TrainResolutionHook
@@ -18,7 +17,6 @@ from partialnet_mm.engine.hooks.epoch_data_hook import stop_workers
 from partialnet_mm.engine.hooks.train_resolution import PAPER_SIZES, TrainResolution
 from partialnet_mm.engine.hooks.train_resolution_data import ResolutionBatchSampler, ResolutionDataset
 from tests.helpers.libraries import ROOT
-from tests.helpers.tool_scripts import run_main
 
 pytest.importorskip('mmpretrain')
 
@@ -329,59 +327,3 @@ def test_a_recipe_may_exchange_the_pipeline(tmp_path, images):
     runner.train()
     assert batches.sides == drawn(12)
     assert 'RandomFlip' in repr(runner.train_loop.dataloader.dataset.dataset.pipeline)
-
-
-# What it costs
-
-
-def test_the_cost_is_compared_in_turns(images, monkeypatch, capsys):
-    """A step and a pass through the pipeline run; as their times stand the sides in cs."""
-    order = []
-
-    def time_in_turns(functions, rounds, warmup):
-        for function in functions.values():
-            function()
-        order.append(list(functions))
-        return {(kind, size): [(size if kind == 'drawn' else 64) / 100] for kind, size in functions}
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv('COLUMNS', '140')
-    status = run_main(
-        monkeypatch, 'tools/analysis_tools/resolution_cost.py', 'configs/pretrain/partialnet_t0_in1k.py', '--sizes', 32,
-        128, '--fixed', 64, '--batch', 2, '--rounds', 2, '--threads', torch.get_num_threads(), '--images', images,
-        time_in_turns=time_in_turns)
-    assert status == 0
-    assert order == [[('fixed', 32), ('drawn', 32), ('fixed', 128), ('drawn', 128)]] * 4
-    rows = [[cell.strip() for cell in line.split('│')[1:-1]] for line in capsys.readouterr().out.splitlines()
-            if line.startswith('│')]
-    assert rows == [
-        ['32', '0.25', *['6.2', '0.50 (0.50-0.50)'] * 2],
-        ['128', '4.00', *['1.6', '2.00 (2.00-2.00)'] * 2],
-        ['drawn', '2.12', *['2.5', '1.25 (1.25-1.25)'] * 2],
-        ['fixed 64', '1.00', *['3.1', '1'] * 2],
-    ]
-
-
-@pytest.mark.parametrize('arguments, message', [
-    (['no.py'], "config 'no.py' does not exist"),
-    (['configs/pretrain/partialnet_t0_in1k.py', '--sizes', '100'], 'multiples of 32, from 32 up, got 100'),
-    (['configs/pretrain/partialnet_t0_in1k.py', '--images', 'nowhere'], "--images 'nowhere' is not a folder"),
-])
-def test_wrong_usage_of_the_measurement(monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(ROOT)
-    assert run_main(monkeypatch, 'tools/analysis_tools/resolution_cost.py', *arguments) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_gpu_hours_are_those_of_the_multiply_adds(monkeypatch, capsys):
-    """Of 0.26 G at 224; 64 has 1/12.25 of its pixels, and 3 x 2 operations a multiply-add."""
-    config = 'configs/pretrain/partialnet_t0_in1k.py'
-    monkeypatch.chdir(ROOT)
-    assert run_main(monkeypatch, 'tools/analysis_tools/pretrain_cost.py', config, '--sizes', 224, 64, '--images',
-                    10**6, '--tflops', 1) == 0
-    row = [float(cell) for cell in capsys.readouterr().out.splitlines()[-1].split('|')[2:-1]]
-    at_224, mean, image, training, hours = row
-    assert at_224 == pytest.approx(0.26, abs=0.001)
-    assert mean == pytest.approx(0.26 * (1 + 1 / 12.25) / 2, rel=0.02)
-    assert image == pytest.approx(3 * mean, abs=0.005) and training == pytest.approx(image * 0.3, abs=0.005)
-    assert hours == pytest.approx(2 * image * 1e9 * 3e8 / 1e12 / 3600, abs=2)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -81,3 +82,22 @@ def write_model(kind: str, folder: Path, arch: dict,
     config = write_config(kind, folder / f'{kind}.py', arch)
     write_checkpoint(kind, config, folder / f'{kind}.pth', randomize_norms)
     return config, folder / f'{kind}.pth'
+
+
+def write_small_classifier(folder: Path, arch: dict,
+                           randomize_norms: Callable[[nn.Module], nn.Module]) -> tuple[Path, Path]:
+    """Config and checkpoint of a tiny classifier whose test pipeline resizes to 64 x 64."""
+    config, checkpoint = write_model('classifier', folder, arch, randomize_norms)
+    config.write_text(config.read_text() + 'test_dataloader = dict(dataset=dict(pipeline=[\n'
+                      "    dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs')]))\n")
+    return config, checkpoint
+
+
+def noise_images(folder: Path) -> Path:
+    """A folder of a class, 'red', with two photographs of noise: a.png, wide, and b.png, high."""
+    import cv2
+    (folder / 'red').mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (('a.png', (60, 40)), ('b.png', (40, 60))):
+        cv2.imwrite(str(folder / 'red' / name), cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), size))
+    return folder / 'red'

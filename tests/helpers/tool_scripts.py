@@ -22,9 +22,6 @@ def load_tool(script: str) -> ModuleType:
 def run_main(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object, **replaced: object) -> object:
     """Runs a script's ``main()`` and returns its exit status; ``replaced`` are names in it to set before."""
     monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
-    # Python finds what lies beside a script that it starts.
-    for helper in ('tools/analysis_tools/learning_curves.py', ):
-        monkeypatch.setitem(sys.modules, Path(helper).stem, load_tool(helper))
     tool = load_tool(script)
     for name, value in replaced.items():
         assert hasattr(tool, name)

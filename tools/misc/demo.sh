@@ -24,7 +24,7 @@ printf '\n== [3/3] measuring on the 48 held-out images, and drawing\n'
 "$python" tools/test.py "$config" "$work/epoch_22.pth" --work-dir "$work/test" --show-dir "$work/detections" |
     tee "$work/test.log"
 grep '^coco/' "$work/test.log" > "$work/metrics.txt"
-"$python" tools/analysis_tools/montage.py "$work/detections" "$work/detections.jpg"
+"$python" tools/misc/montage.py "$work/detections" "$work/detections.jpg"
 printf '\nBox and mask AP on the held-out images (%s):\n\n' "$work/metrics.txt"
 cat "$work/metrics.txt"
 printf '\nPictures, annotated on the left, detected on the right: %s/detections/, the first of them in %s/detections.jpg\n%d s in all\n' \

@@ -20,6 +20,17 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(x, x, x, attn_mask=self.mask)
 
 
+class Product(nn.Module):
+    """A matrix with a vector."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(rows, 4))
+
+    def forward(self, x):
+        return self.weight @ x
+
+
 @pytest.mark.parametrize('module, shape, expected', [
     (nn.Conv2d(3, 8, 3, padding=1), (2, 3, 5, 7), 2 * 8 * 3 * 9 * 5 * 7),
     (nn.Conv2d(3, 8, 4, stride=4, bias=False), (1, 3, 17, 9), 8 * 3 * 16 * 4 * 2),
@@ -30,6 +41,7 @@ class Attention(nn.Module):
      3 * 4 * 36),
     (nn.ReLU(), (1, 3), 0),
     (GaussianGate(6), (3, 6, 5, 5), 3 * 2 * 6 * 6),
+    (Product(3), (4, ), 3 * 4),
 ], ids=str)
 def test_by_hand(module, shape, expected):
     assert count_multiply_adds(module, shape) == expected
@@ -47,9 +59,9 @@ def test_attention_counts_once(module, dim):
 
 def test_self_attention_layer():
     layer = PartialSelfAttention(32, 4)
-    conv, attended, places = 8, 24, 7 * 6
-    assert count_multiply_adds(layer, (2, 32, 7, 6)) == 2 * places * (
-        conv * conv * 9 + attended * 3 * attended + 2 * places * attended + attended * attended)
+    conv, attended, pixels = 8, 24, 7 * 6
+    assert count_multiply_adds(layer, (2, 32, 7, 6)) == 2 * pixels * (
+        conv * conv * 9 + attended * 3 * attended + 2 * pixels * attended + attended * attended)
 
 
 def test_dtype_of_the_module_is_kept():
@@ -110,29 +122,31 @@ class Nested(nn.Module):
         return F.linear(x, self.weight)
 
 
-def test_layers_have_what_is_theirs():
+def test_layers_have_all_that_runs_in_them():
     module, x = Nested(), torch.zeros(5, 4)
     counts = multiply_adds_by_layer(module, lambda: module(x))
-    assert counts == {'': 5 * 3 * 4, 'shared.0': 2 * 5 * 16, 'inside.conv': 5 * 4 * 2}
-    assert sum(counts.values()) == count_multiply_adds(module, (5, 4))
+    assert counts == {'': 260, 'shared': 160, 'shared.0': 2 * 5 * 16, 'inside': 40, 'inside.conv': 5 * 4 * 2}
+    assert counts[''] == 160 + 40 + 5 * 3 * 4 == count_multiply_adds(module, (5, 4))
 
 
 def test_layers_outside_a_call_of_the_whole():
-    """Some of a detector's parts are called one by one; what is outside of all belongs to the whole."""
+    """Some submodules of a detector are called one by one; what runs outside of all belongs to the whole."""
     module, x = Nested(), torch.zeros(5, 4)
-    assert multiply_adds_by_layer(module, lambda: module.shared(x @ x.T @ x)) == {'': 2 * 5 * 5 * 4, 'shared.0': 80}
+    counts = multiply_adds_by_layer(module, lambda: module.shared(x @ x.T @ x))
+    assert counts == {'': 2 * 5 * 5 * 4 + 80, 'shared': 80, 'shared.0': 80}
 
 
-def test_a_backbone_is_the_sum_of_its_layers(tiny_arch):
+def test_layers_of_a_backbone(tiny_arch):
     model = PartialNet(tiny_arch)
     image = torch.zeros(1, 3, 64, 64)
     counts = multiply_adds_by_layer(model, lambda: model(image))
-    assert sum(counts.values()) == count_multiply_adds(model, (1, 3, 64, 64))
+    assert counts[''] == count_multiply_adds(model, (1, 3, 64, 64))
+    assert counts[''] == counts['downsample_layers'] + counts['stages']
     assert counts['downsample_layers.0.conv'] == 16 * 16 * 16 * 3 * 16
     gate = model.stages[0][0].token_mixer.gate
     assert counts['stages.0.0.token_mixer.gate'] == gate.conv.weight.numel()
-    attention = 4 * 4 * 96 * 2
-    assert counts['stages.3.0.token_mixer'] == attention
+    mixer = 'stages.3.0.token_mixer'
+    assert counts[mixer] == 4 * 4 * 96 * 2 + sum(counts[f'{mixer}.{name}'] for name in ('conv', 'qkv', 'proj'))
 
 
 @pytest.mark.parametrize('fails', [True, False])

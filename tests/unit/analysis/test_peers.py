@@ -5,9 +5,10 @@ import torch
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from partialnet_mm.analysis import peers
 from partialnet_mm.analysis.peers import MergedNorms, build_network, check_name, merge_network
-from partialnet_mm.utils import peers
 from tests.helpers.libraries import ROOT
+from tests.helpers.tiny_models import write_config
 
 for library in (*peers.LIBRARIES, 'torchvision'):
     pytest.importorskip(library)
@@ -54,6 +55,19 @@ def test_a_config_is_a_network(tmp_path):
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
     with pytest.raises(ValueError, match="there is no config 'other.py'"):
         check_name('other.py')
+
+
+def test_a_detector_is_a_network_without_its_post_processing(tmp_path, tiny_arch):
+    model = build(str(write_config('detector', tmp_path / 'mine.py', tiny_arch)))
+    # Merged: five norms per block of stages 1 to 3, three per block of stage 4, one each of stem and merging layers.
+    # Left: those of the outputs, for the next stage gets the same feature maps without the norm.
+    assert merge_network(model, (64, 96)) == MergedNorms(4 * 5 + 3 + 4, 4)
+    with torch.no_grad():
+        (scores, _), (_, boxes, masks) = model(torch.zeros(2, 3, 64, 96))
+    assert [tuple(score.shape[2:]) for score in scores] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+    assert len(boxes) == 2 * 1000 and masks.shape[-2:] == (28, 28)
+    with pytest.raises(ValueError, match="there is no config 'mmdet:nowhere.py'"):
+        check_name('mmdet:nowhere.py')
 
 
 def test_what_cannot_be_merged_is_counted():

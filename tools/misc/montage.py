@@ -3,8 +3,10 @@
 import argparse
 from pathlib import Path
 
-import cv2
-import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.functional import pad, pil_to_tensor, resize
+from torchvision.utils import make_grid, save_image
 
 
 def main() -> None:
@@ -20,15 +22,11 @@ def main() -> None:
         parser.error(f'no .jpg or .png in {str(args.folder)!r}')
     tiles = []
     for path in paths[:args.columns * args.rows]:
-        picture = cv2.imread(str(path))
-        width = round(picture.shape[1] * args.height / picture.shape[0])
-        tiles.append(cv2.resize(picture, (width, args.height), interpolation=cv2.INTER_AREA))
-    cell = max(tile.shape[1] for tile in tiles)
-    tiles = [cv2.copyMakeBorder(tile, 0, 4, 0, cell + 4 - tile.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))
-             for tile in tiles]
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % args.columns)
-    rows = [np.hstack(tiles[i:i + args.columns]) for i in range(0, len(tiles), args.columns)]
-    cv2.imwrite(args.out, np.vstack(rows))
+        tile = pil_to_tensor(Image.open(path).convert('RGB')).float() / 255
+        tiles.append(resize(tile, [args.height, round(tile.shape[2] * args.height / tile.shape[1])], antialias=True))
+    width = max(tile.shape[2] for tile in tiles)
+    tiles = [pad(tile, [0, 0, width - tile.shape[2], 0], fill=1) for tile in tiles]
+    save_image(make_grid(torch.stack(tiles), nrow=args.columns, padding=4, pad_value=1), args.out)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,313 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""Times training steps in alternating rounds, and measures their peak memory; needs no data.
+
+classifiers   networks with cross entropy and AdamW, e.g. PartialNet beside timm's FasterNet
+backbones     forward and backward pass of backbones that return the feature maps of four stages
+detectors     whole configs of mmdet on random boxes: losses of all heads and the config's optimizer
+resolutions   a classifier's config at each of its resolutions, beside a fixed one
+
+Weights and images are random. The peak is what a process needs for building the model and for two training steps:
+weights, gradients, the optimizer's state and activations.
+"""
+import argparse
+import copy
+import ctypes
+import functools
+import gc
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+from partialnet_mm.analysis.build import build_model
+from partialnet_mm.analysis.commands import add_machine_arguments, existing_file, positive
+from partialnet_mm.analysis.measure import (
+    describe_machine,
+    kept_memory,
+    markdown_table,
+    peak_memory,
+    progress,
+    ratio,
+    spread,
+    time_in_rounds,
+)
+from partialnet_mm.analysis.peers import build_network, find_config
+from partialnet_mm.engine.hooks.train_resolution import PAPER_SIZES, TrainResolution
+from partialnet_mm.models import PartialNet
+
+#: What is appended to the name of a network whose blocks are computed again in the backward pass.
+WITH_CP = '+with_cp'
+#: Objects per image: train2017 of COCO has 860001 on 118287 images.
+OBJECTS = 7
+#: Images, epochs and devices of COCO's 1x schedule, without images that have no object, and of the paper's pretraining.
+COCO, IMAGENET = (117266, 12, 8), (1281167, 300, 8)
+
+Size = tuple[int, int]
+#: Trains a network for one step on images of a height and width.
+Step = Callable[[Size], object]
+
+
+def random_images(size: Size, args: argparse.Namespace) -> torch.Tensor:
+    images = torch.randn(args.batch, 3, *size, device=args.device)
+    return images.to(memory_format=torch.channels_last) if args.channels_last else images
+
+
+def to_device(model: nn.Module, args: argparse.Namespace) -> nn.Module:
+    model = model.to(args.device).train()
+    return model.to(memory_format=torch.channels_last) if args.channels_last else model
+
+
+def build_backbone(name: str) -> nn.Module:
+    """A backbone that returns the feature maps of four stages."""
+    if name.startswith('partialnet_'):
+        arch = name.removeprefix('partialnet_').removesuffix(WITH_CP)
+        return PartialNet(arch, out_indices=(0, 1, 2, 3), with_cp=name.endswith(WITH_CP))
+    import timm
+    stages = len(timm.create_model(name, features_only=True).feature_info)
+    return timm.create_model(name, features_only=True, out_indices=tuple(range(stages - 4, stages)))
+
+
+def train_classifier(name: str, args: argparse.Namespace) -> Step:
+    model = to_device(build_network(name), args)
+    labels = torch.arange(args.batch, device=args.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    images = functools.cache(lambda size: random_images(size, args))
+
+    def step(size: Size) -> None:
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
+            loss = F.cross_entropy(model(images(size)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def train_backbone(name: str, args: argparse.Namespace) -> Step:
+    model = to_device(build_backbone(name), args)
+    images = functools.cache(lambda size: random_images(size, args))
+
+    def step(size: Size) -> None:
+        model.zero_grad()
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
+            loss = sum(out.float().mean() for out in model(images(size)))
+        loss.backward()
+
+    return step
+
+
+def train_config(name: str, args: argparse.Namespace) -> Step:
+    """The model and optimizer of a config of mmdet or mmpretrain."""
+    MMLogger.get_instance('benchmark_training', log_level='WARNING')  # no report of each initialized weight
+    cfg = Config.fromfile(find_config(name.removesuffix(WITH_CP)))
+    cfg.model.backbone.init_cfg = None
+    if name.endswith(WITH_CP):
+        cfg.model.backbone.with_cp = True
+    model = revert_sync_batchnorm(build_model(cfg))
+    model.init_weights()
+    to_device(model, args)
+    wrapper = cfg.optim_wrapper.copy()
+    if args.device == 'cpu' and wrapper.type == 'AmpOptimWrapper':
+        wrapper.type = 'OptimWrapper'
+    optim_wrapper = build_optim_wrapper(model, wrapper)
+
+    @functools.cache
+    def batch(size: Size) -> dict:
+        if cfg.default_scope == 'mmpretrain':
+            from mmpretrain.structures import DataSample
+            classes = cfg.model.head.num_classes
+            samples = [DataSample().set_gt_label(index % classes) for index in range(args.batch)]
+            return dict(inputs=torch.randint(256, (args.batch, 3, *size), dtype=torch.uint8), data_samples=samples)
+        from mmdet.testing import demo_mm_inputs
+        head = cfg.model.get('roi_head', cfg.model).get('bbox_head', {})
+        classes = (head[0] if isinstance(head, (list, tuple)) else head).get('num_classes', 80)
+        return demo_mm_inputs(args.batch, [(3, *size)] * args.batch, [OBJECTS] * args.batch, num_classes=classes,
+                              with_mask=True, device=args.device)
+
+    # Preprocessors may write into what they are given.
+    return lambda size: model.train_step(copy.deepcopy(batch(size)), optim_wrapper)
+
+
+TRAIN = dict(classifiers=train_classifier, backbones=train_backbone, detectors=train_config, resolutions=train_config)
+
+
+def build_step(name: str, args: argparse.Namespace) -> Step:
+    torch.manual_seed(0)
+    return TRAIN[args.command](name, args)
+
+
+def measure_peak(name: str, args: argparse.Namespace) -> int:
+    """Bytes for building a network and training it for two steps."""
+    build_step(name, args)(args.size)  # imports modules and loads libraries, which are not counted
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'malloc_trim'):  # otherwise what is freed stays with the process, and its use would not show
+        libc.malloc_trim(0)
+
+    def train() -> None:
+        step = build_step(name, args)
+        step(args.size)
+        step(args.size)  # with the optimizer's state
+
+    return peak_memory(train)
+
+
+def peak_in_own_process(name: str) -> float | None:
+    """MiB that :func:`measure_peak` prints in a process that has done nothing before; None if it cannot."""
+    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], f'--memory-of={name}'], stdout=subprocess.PIPE,
+                          text=True)
+    return int(done.stdout.split()[-1]) / 2**20 if done.returncode == 0 else None
+
+
+def print_networks(args: argparse.Namespace) -> None:
+    """A row per network: time over the last one's, and peak memory."""
+    peaks = {name: peak_in_own_process(name) for name in progress(args.networks, 'peak memory')}
+    steps = {name: build_step(name, args) for name in progress(args.networks, 'building')}
+    times = time_in_rounds({name: (lambda step=step: step(args.size)) for name, step in steps.items()}, args.rounds)
+    last = args.networks[-1]
+    headings = ['network', 's per step (quartiles)', 'images/s', f'time over {label(last)} (quartiles)',
+                'peak memory (MiB)']
+    rows = [[label(name), spread(times[name]).text(3), f'{args.batch / statistics.median(times[name]):.1f}',
+             ratio(times, name, last).text(), 'not measured' if peaks[name] is None else f'{peaks[name]:.0f}']
+            for name in args.networks]
+    if args.command == 'backbones':
+        headings.append('kept for the backward pass (MiB)')
+        for row, name in zip(rows, args.networks):
+            kept = kept_memory(to_device(build_backbone(name), args), random_images(args.size, args))
+            row.append(f'{kept / 2**20:.1f}')
+    print(f'batch {args.batch}, {args.size[0]} x {args.size[1]}\n\n{markdown_table(headings, rows)}')
+    print_schedule({label(name): statistics.median(times[name]) for name in args.networks}, args)
+
+
+def label(name: str) -> str:
+    path = Path(name.removesuffix(WITH_CP))
+    return f'{path.parent.name}/{path.stem}{WITH_CP * name.endswith(WITH_CP)}' if path.suffix == '.py' else name
+
+
+def print_resolutions(args: argparse.Namespace) -> None:
+    """A row per resolution, one for drawing among them, one for the fixed resolution."""
+    step, = (build_step(name, args) for name in args.networks)
+    fixed, sizes = args.fixed, args.resolutions
+    functions = {size: (lambda size=size: step((size, size))) for size in (fixed, *sizes)}
+    times = time_in_rounds(functions, args.rounds)
+    times['drawn'] = [statistics.mean(seconds) for seconds in zip(*(times[size] for size in sizes))]
+    pixels = {size: (size / fixed)**2 for size in sizes}
+    pixels |= {'drawn': statistics.mean(pixels.values()), f'fixed {fixed}': 1}
+    times[f'fixed {fixed}'] = times[fixed]
+    rows = [[name, f'{relative:.2f}', f'{args.batch / statistics.median(times[name]):.1f}',
+             ratio(times, name, fixed).text()] for name, relative in pixels.items()]
+    print(f'batch {args.batch}; pixels and times over those of {fixed}\n\n'
+          + markdown_table(['resolution', 'pixels', 'images/s', 'time (quartiles)'], rows))
+    print_schedule({'drawn': statistics.median(times['drawn'])}, args)
+
+
+def print_schedule(seconds: dict[str, float], args: argparse.Namespace) -> None:
+    if args.schedule:
+        images, epochs, devices = args.schedule
+        steps = math.ceil(images / (devices * args.batch)) * epochs
+        print(f'\narithmetic, not measured: {images} images / ({devices} devices x {args.batch}) x {epochs} epochs = '
+              f'{steps} steps; without reading data, exchanging gradients and validation')
+        for name, second in seconds.items():
+            print(f'  {name}: {steps} x {second:.3f} s / 3600 = {steps * second / 3600:.1f} h on {devices} devices '
+                  'like this one')
+
+
+def sizes_of(config: Path) -> Sequence[int]:
+    """The sizes that the config's TrainResolutionHook draws from, those of the paper where it names none."""
+    hooks = Config.fromfile(config).get('custom_hooks') or ()
+    found = [hook['sizes'] for hook in hooks if hook['type'] == 'TrainResolutionHook' and 'sizes' in hook]
+    return found[0] if found else PAPER_SIZES
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+
+    def add(name: str, batch: int, size: Size, schedule: tuple | None = None) -> argparse.ArgumentParser:
+        command = commands.add_parser(name)
+        add_machine_arguments(command, rounds=5)
+        command.add_argument('--batch', type=positive, default=batch, help='images per step (default: %(default)s)')
+        command.add_argument('--channels-last', action='store_true', help='memory format of network and images')
+        command.add_argument('--schedule', type=positive, nargs=3, metavar=('IMAGES', 'EPOCHS', 'DEVICES'),
+                             default=schedule, help='print the hours of this schedule, which is arithmetic')
+        command.add_argument('--memory-of', help=argparse.SUPPRESS)  # what one of the processes for memory is for
+        if name == 'resolutions':
+            command.set_defaults(size=size)
+            return command
+        command.add_argument('--size', type=positive, nargs=2, metavar=('H', 'W'), default=size,
+                             help=f'of the images (default: {size[0]} {size[1]})')
+        return command
+
+    names = 'partialnet_ARCH or a name of timm; times are compared with the last (default: %(default)s)'
+    command = add('classifiers', 32, (224, 224))
+    command.add_argument('networks', nargs='*', default=['partialnet_t2', 'fasternet_t2'], help=names)
+    command.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
+    command = add('backbones', 1, (800, 1344))
+    command.add_argument('networks', nargs='*', default=['partialnet_s', 'fasternet_s', 'resnet50'], help=names)
+    command.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
+    with_cp = 'also measure each PartialNet with with_cp=True'
+    command.add_argument('--with-cp', action='store_true', help=with_cp)
+    command = add('detectors', 2, (800, 1333), COCO)
+    command.add_argument('networks', nargs='+', metavar='CONFIG', help='config of mmdet, a file or mmdet:CONFIG '
+                         'for one that mmdet ships; times are compared with the last')
+    command.add_argument('--with-cp', action='store_true', help=with_cp)
+    command = add('resolutions', 32, (224, 224), IMAGENET)
+    command.add_argument('networks', nargs=1, type=existing_file, metavar='CONFIG', help='config of a classifier')
+    command.add_argument('--sizes', type=int, nargs='+', help="sizes that are drawn from (default: the config's)")
+    command.add_argument('--fixed', type=int, default=224, help='size that they are compared with (default: 224)')
+
+    args = parser.parse_args()
+    try:
+        check(args)
+    except ValueError as error:
+        commands.choices[args.command].error(str(error))
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises a ValueError for what would fail later; completes the networks."""
+    args.networks, args.size = list(map(str, args.networks)), tuple(args.size)
+    if args.command == 'resolutions':
+        args.resolutions = TrainResolution(args.sizes or sizes_of(args.networks[0])).sizes
+        TrainResolution([args.fixed])
+    for name in args.networks:
+        if args.command == 'detectors':
+            scope = Config.fromfile(find_config(name)).get('default_scope')
+            if scope != 'mmdet':
+                raise ValueError(f'{name} is not a config of mmdet: its default_scope is {scope!r}')
+        elif args.command != 'resolutions':
+            import timm
+            if name not in [f'partialnet_{arch}' for arch in PartialNet.arch_settings] and not timm.is_model(name):
+                raise ValueError(f'there is no network {name!r}: allowed are partialnet_ARCH with ARCH one of '
+                                 f'{", ".join(PartialNet.arch_settings)}, and the names of timm')
+    if getattr(args, 'with_cp', False):
+        ours = [name for name in args.networks if name.startswith('partialnet_') or (
+            name.endswith('.py') and Config.fromfile(find_config(name)).model.backbone.type == 'PartialNet')]
+        args.networks = [f'{name}{WITH_CP}' for name in ours] + args.networks
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        print(measure_peak(args.memory_of, args))
+        return
+    print(f'{describe_machine(args.device)}, {args.rounds} alternating rounds')
+    if args.command == 'resolutions':
+        print_resolutions(args)
+    else:
+        print_networks(args)
+
+
+if __name__ == '__main__':
+    main()
