@@ -6,6 +6,7 @@ from .dpconv.layer import DPConv, build_dpconv
 from .dpconv.objective import SearchObjective
 from .dpconv.split_gates import SplitGates
 from .gates import GaussianGate, SEGate, SRMGate
+from .merge_model import merge_model
 from .partialnet import PartialNet
 from .patconv import PartialChannelAttention, PartialConv, PartialSelfAttention, PartialSpatialAttention
 from .patconv2d.check import require_patconv
@@ -18,5 +19,5 @@ __all__ = [
     'PartialConv', 'PartialNet', 'PartialNetBlock', 'PartialNetBlockV2', 'PartialSelfAttention',
     'PartialSpatialAttention', 'RelativePositionBias', 'SEGate', 'SRMGate', 'SearchObjective', 'SplitGates',
     'build_dpconv', 'build_dpconv_classifier', 'build_patconv', 'build_patconvnext', 'merge_following_norms',
-    'replace_convs', 'require_patconv'
+    'merge_model', 'replace_convs', 'require_patconv'
 ]
