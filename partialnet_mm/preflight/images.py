@@ -36,7 +36,7 @@ def check_image(path: str, size: tuple[int, int] | None = None) -> list[Finding]
             if image.getexif().get(ORIENTATION) in ROTATED:
                 width, height = height, width
     except Exception as error:  # Pillow raises many types for damaged files
-        return [Finding('image broken', path, '', f'{length} bytes that cannot be decoded: {error}')]
+        return [Finding('image broken', path, '', f'{length} bytes that do not decode: {error}')]
     if size is not None and (width, height) != size:
         return [Finding('image size', path, '',
                         f'it is {width} x {height}, but {size[0]} x {size[1]} in the annotations')]

@@ -82,8 +82,8 @@ class PartialNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
     def _decay(self, params: list[dict], model: nn.Module) -> None:
         backbones = _backbones_of(model)
         if not backbones:
-            raise ValueError(f'{type(self).__name__}: no module of {type(model).__name__} has a method get_layer_depth, '
-                             'as PartialNet and some backbones of mmpretrain have')
+            raise ValueError(f'{type(self).__name__}: no module of {type(model).__name__} has a method get_layer_depth'
+                             ', as PartialNet and some backbones of mmpretrain have')
         names = {parameter: name for name, parameter in model.named_parameters()}
         layers: dict[str, list[float]] = {}
         for group in params:
