@@ -6,11 +6,11 @@ import pytest
 from mmengine.logging import MMLogger
 from mmengine.optim import LinearLR, build_optim_wrapper
 from mmengine.registry import DefaultScope, init_default_scope
-from test_libraries import SNIPPETS, snippet_config  # noqa: F401
 from torch import nn
 
 from partialnet_mm.models import PartialNet
-from tests.helpers.libraries import build_model
+from tests.helpers.libraries import build_model, readme_snippets
+from tests.helpers.snippets import SNIPPETS, load_snippet
 
 ARCH = dict(embed_dim=16, depths=(1, 2, 4, 2), num_heads=2, act_cfg=dict(type='ReLU'))
 LAYERS = 9 + 2  # stem, nine blocks, head
@@ -56,9 +56,10 @@ def test_rates_of_t0():
     assert sum(name.startswith(tuple(expected)) for name in lr) == len(lr)
 
 
-@pytest.mark.parametrize('snippet_config', SNIPPETS, indirect=True)
-def test_every_library(snippet_config):  # noqa: F811
-    """In models of the README's configs: later layers learn faster, all but the backbone at the full rate."""
+@pytest.mark.parametrize('name', SNIPPETS)
+def test_every_library(name, tmp_path):
+    """In models of the pages' configs: later layers have higher rates, the rest of the model the full rate."""
+    snippet_config = load_snippet(tmp_path, name, readme_snippets()[name], *SNIPPETS[name])
     snippet_config.model.backbone.arch = ARCH
     model = build_model(snippet_config)
     lr = rates(model, OURS, dict(decay_rate=0.5), snippet_config.default_scope)
@@ -201,7 +202,7 @@ def test_refuses_an_optimizer_without_rate():
 
 
 def test_refuses_a_model_without_layers():
-    with pytest.raises(ValueError, match='no part of Sequential has a method get_layer_depth'):
+    with pytest.raises(ValueError, match='no module of Sequential has a method get_layer_depth'):
         build_optim_wrapper(nn.Sequential(nn.Linear(2, 2)), optim_wrapper_cfg(OURS, dict(decay_rate=0.9)))
 
 
