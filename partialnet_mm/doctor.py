@@ -73,7 +73,8 @@ def check_packages() -> Iterator[Finding]:
         for distribution, version in owners.items():
             pins = tested.get(distribution, [])
             known = version.split('+')[0] in pins
-            comparison = 'tested' if known else f'tested: {", ".join(pins)}; allowed: {requirement.range}'
+            others = f'tested: {", ".join(pins)}; ' if pins else ''
+            comparison = 'tested' if known else f'{others}allowed: {requirement.range}'
             yield Finding(OK if known else NOTE, requirement.module, f'{distribution} {version} ({comparison})')
 
 
