@@ -80,6 +80,17 @@ class MergeHook(Hook):
         merge_model(runner.model.module if is_model_wrapper(runner.model) else runner.model)
 
 
+def without_file_name(cfg: Config) -> Config:
+    """The same config without the name of its file.
+
+    A runner saves its config in the work folder under that name, which here would overwrite the config that the
+    training saved; without a name the runner uses the time.
+    """
+    # In a pure-Python config, imported classes and functions are entries, too.
+    plain = (dict, list, tuple, str, int, float, bool, type(None))
+    return Config({key: cfg[key] for key in cfg if isinstance(cfg[key], plain)})
+
+
 def main() -> None:
     parser, args = parse_args()
     cfg = load_runner_config(parser, args, splits=('test', ))
@@ -112,10 +123,7 @@ def main() -> None:
     if args.deploy:
         # It would put averaged weights, which a test has loaded already, into the layers of the unmerged network.
         cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or () if hook.type != 'EMAHook']
-    # A runner saves its config under the name of the config's file: here it would overwrite the one that the training
-    # saved in the same work folder. Without a name it takes the time.
-    cfg = Config(cfg.to_dict())
-    runner = build_runner(cfg, least_fit=1, trust_checkpoint=args.trust_checkpoint)
+    runner = build_runner(without_file_name(cfg), least_fit=1, trust_checkpoint=args.trust_checkpoint)
     if args.deploy:
         runner.register_hook(MergeHook())
     metrics = runner.test()

@@ -198,7 +198,7 @@ def test_results_are_overwritten_on_request_only(classifier, monkeypatch, capsys
     assert run_main(monkeypatch, TOOL, *classifier, tmp_path / 'new.jpg', *words[3:]) == 0
     assert len(list((tmp_path / 'out' / 'pictures').glob('*.*'))) == 3 and result.read_text() == 'mine'
     assert run_main(monkeypatch, TOOL, *words) == 1
-    assert re.search(r'nothing was started: .*pictures/a\.jpg. is not written: it exists. --force', capsys.readouterr().err)
+    assert re.search(r'nothing was started: .*pictures/a\.jpg. is not written: it exists', capsys.readouterr().err)
     assert result.read_text() == 'mine'
     assert run_main(monkeypatch, TOOL, *words, '--force') == 0
     assert 'pred_score' in json.loads(result.read_text())

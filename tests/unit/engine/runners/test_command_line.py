@@ -23,7 +23,8 @@ def parse(*words):
 
 
 def test_options_come_before_the_settings_of_own_data(tmp_path):
-    parser, args = parse(CUSTOM, '--cfg-options', f'data_root={tmp_path}', "classes=['cat']", 'optim_wrapper.optimizer.lr=3')
+    parser, args = parse(CUSTOM, '--cfg-options', f'data_root={tmp_path}', "classes=['cat']",
+                         'optim_wrapper.optimizer.lr=3')
     cfg = load_config(parser, args)
     assert cfg.test_dataloader.dataset.data_root == str(tmp_path)
     assert cfg.model.roi_head.bbox_head.num_classes == 1 and cfg.optim_wrapper.optimizer.lr == 3

@@ -74,7 +74,8 @@ def test_one_class_as_text(cfg):
 
 
 @pytest.mark.parametrize('marks, applies', [
-    (dict(own_data=True), True), (dict(runner_type='CocoFormatRunner'), True), (dict(own_data=False), False), ({}, False),
+    (dict(own_data=True), True), (dict(runner_type='CocoFormatRunner'), True), (dict(own_data=False), False),
+    ({}, False),
 ], ids=str)
 def test_what_marks_an_own_data_config(cfg, marks, applies):
     for name in ('own_data', 'runner_type'):
@@ -154,7 +155,8 @@ def test_the_runner_applies_them(cfg, monkeypatch):
 
 
 @pytest.mark.parametrize('changes, error, message', [
-    (dict(classes=['disc', 'star']), ValueError, r"classes \['star'\] are not among .*instances_train.json.*'triangle'"),
+    (dict(classes=['disc', 'star']), ValueError,
+     r"classes \['star'\] are not among .*instances_train.json.*'triangle'"),
     (dict(classes=[]), ValueError, 'classes must be names'),
     (dict(classes=[1, 2]), ValueError, 'classes must be names'),
     (dict(classes=['disc', '']), ValueError, 'classes must be names'),
