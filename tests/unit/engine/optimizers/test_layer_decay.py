@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Learning rates by layer: this project's constructor in every library, and those of the libraries."""
+"""Learning rates by layer: this project's constructor in every library, and the libraries' own."""
 import math
 
 import pytest
@@ -42,7 +42,7 @@ def rates(model, constructor, paramwise_cfg, scope='mmengine'):
 
 
 def test_rates_of_t0():
-    """The stem, 1 + 2 + 6 + 4 blocks, and what comes after them: 15 layers."""
+    """The stem, 1 + 2 + 6 + 4 blocks, and the rest: 15 layers."""
     model = PartialNet('t0', out_indices=(0, 1, 2, 3))
     lr = rates(model, OURS, dict(decay_rate=0.5))
     expected = {'downsample_layers.0.': 14, 'stages.0.0.': 13,
@@ -112,7 +112,7 @@ def test_equals_mmpretrains_constructor():
 
 
 def test_a_backbone_of_mmpretrain_in_a_detector():
-    """The constructor goes by get_layer_depth, not by PartialNet."""
+    """The constructor uses get_layer_depth, nothing of PartialNet."""
     pytest.importorskip('mmpretrain')
     from mmpretrain.registry import MODELS
     model = nn.Module()
@@ -160,7 +160,7 @@ def test_frozen_stages_stay_out_of_the_optimizer(frozen_stages, fastest):
     assert max(lr.values(), default=None) == fastest
 
 
-def test_says_what_it_did(caplog):
+def test_logs_the_rates(caplog):
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     try:
@@ -168,8 +168,8 @@ def test_says_what_it_did(caplog):
               dict(decay_rate=0.5, bias_lr_mult=2.))
     finally:
         logger.removeHandler(caplog.handler)
-    said, = (record.getMessage() for record in caplog.records if 'by layer' in record.getMessage())
-    lines = said.splitlines()
+    logged, = (record.getMessage() for record in caplog.records if 'by layer' in record.getMessage())
+    lines = logged.splitlines()
     assert lines[0] == 'learning rates by layer:'
     assert '  backbone.layer 9 of 11: 0.5 to 1 for 17 parameters' in lines
     assert lines[-1] == '  the rest of the model: 1 to 2 for 2 parameters'
@@ -207,8 +207,8 @@ def test_refuses_a_model_without_layers():
 
 
 @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
-def test_the_constructors_of_mmdet_and_mmseg_go_by_class_names(library):
-    """Why this project has its own: they raise for every backbone that is not called ConvNeXt."""
+def test_the_constructors_of_mmdet_and_mmseg_depend_on_class_names(library):
+    """The reason for a constructor of this project: they raise for every backbone not called ConvNeXt."""
     pytest.importorskip(library)
     model = nn.ModuleDict(dict(backbone=PartialNet(ARCH), head=nn.Linear(2, 2)))
     for decay_type in ('layer_wise', 'stage_wise'):
