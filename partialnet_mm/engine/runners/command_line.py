@@ -76,7 +76,7 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, split
     cfg.merge_from_dict(args.cfg_options or {})
     try:
         return apply_own_data_settings(cfg, splits)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(f'{args.config}: {error}')
 
 
