@@ -45,7 +45,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 def check_show_dir(cfg: Config, folder: str, force: bool) -> None:
     """Raises ValueError for a folder with files in it, and always for one of the images that are tested."""
     shown = Path(folder).resolve()
-    for images in image_folders(cfg.test_dataloader.dataset):
+    for images in image_folders(cfg.test_dataloader.dataset) if cfg.get('test_dataloader') else ():
         if Path(images).resolve() in (shown, *shown.parents):
             raise ValueError(f'--show-dir {folder!r} lies in the folder of the images, {images!r}: pictures would '
                              'overwrite them. Name another folder')
