@@ -17,7 +17,7 @@ from partialnet_mm.analysis.build import build_model
 from partialnet_mm.checkpoint.atomic import write_atomically
 from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.converters.publish import strip_checkpoint
-from partialnet_mm.models.merge_model import merge_model
+from partialnet_mm.models import merge_model
 
 TOLERANCE = 1e-5
 
