@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
-from partialnet_mm.models import PartialNet
+from partialnet_mm.models import MergedBlock, PartialNet
 from tests.helpers.tiny_models import CLASSES, LIBRARIES, write_model
 from tests.helpers.tool_scripts import run_main
 
@@ -103,7 +103,7 @@ def test_a_merged_checkpoint(kind, monkeypatch, tmp_path, images, tiny_arch, ran
         from mmdet.apis import DetInferencer
         with DefaultScope.overwrite_default_scope('mmdet'):
             inferencer = DetInferencer(weights=str(merged), device='cpu', show_progress=False)
-            assert inferencer.model.backbone.stages[0][0].merged
+            assert isinstance(inferencer.model.backbone.stages[0][0], MergedBlock)
             outputs = inferencer(str(one))['predictions'][0]
         assert outputs['scores'] == pytest.approx(plain['scores'], abs=1e-4)
 
