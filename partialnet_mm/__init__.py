@@ -1,14 +1,14 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """PartialNet for the OpenMMLab family.
 
-Importing this package checks what it runs on and registers PartialNet in
+Importing this package checks the environment and registers PartialNet in
 mmengine's root registries, so that ``type='PartialNet'`` builds in every
 OpenMMLab library.
 """
 from .compat import check_environment, is_starting_doctor
 from .version import __version__
 
-# The doctor speaks also where the rest cannot be imported.
+# The doctor also reports where the rest cannot be imported.
 if not is_starting_doctor():
     check_environment()
 
@@ -19,5 +19,4 @@ if not is_starting_doctor():
 
     register_with_mmpretrain()
 
-__all__ = ['PartialNet', '__version__', 'config_path', 'engine', 'list_configs', 'models',
-           'swap_backbone']
+__all__ = ['PartialNet', '__version__', 'config_path', 'engine', 'list_configs', 'models', 'swap_backbone']

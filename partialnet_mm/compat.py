@@ -1,7 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Which packages this one works with, and what to do where they do not fit.
+"""The packages that this one works with, and how to fix an environment that does not fit.
 
-Needs the standard library only, so that it can speak where the rest cannot be
+Needs the standard library only, so that it can report where the rest cannot be
 imported.
 """
 import importlib.util
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Requirement(NamedTuple):
-    """A package, the versions that fit, and the distributions that bring it."""
+    """A package, the versions that fit, and the distributions that contain it."""
 
     module: str
     at_least: str
@@ -25,7 +25,7 @@ class Requirement(NamedTuple):
         return f'>={self.at_least},<{self.below}'
 
 
-# Distributions come in the order onedl, openmmlab, others.
+# Distributions are in the order onedl, openmmlab, others.
 REQUIREMENTS = (
     Requirement('torch', '2.1', '3', ('torch', ), needed=True),
     Requirement('mmengine', '0.10', '1', ('onedl-mmengine', 'mmengine', 'mmengine-lite'), needed=True),
@@ -45,22 +45,22 @@ def installed_version(distribution: str) -> str | None:
 
 
 def find_owners() -> dict[str, dict[str, str]]:
-    """Which installed distributions bring each package.
+    """Finds the installed distributions that contain each package.
 
     Returns:
-        dict[str, dict[str, str]]: For each package name, distribution and
-        version, an empty dict where it is not installed.
+        Versions by distribution for each package name, an empty dict for a
+        package that is not installed.
     """
     versions = {r.module: {d: installed_version(d) for d in r.distributions} for r in REQUIREMENTS}
     return {module: {d: v for d, v in found.items() if v} for module, found in versions.items()}
 
 
 def find_problems() -> list[str]:
-    """What keeps PartialNet from working in this environment.
+    """Finds what keeps PartialNet from working in this environment.
 
     Returns:
-        list[str]: A sentence for each problem: the package, what was found,
-        what is allowed, and the command that mends it. Empty if all is well.
+        One sentence per problem: the package, what was found, what is allowed,
+        and the command that fixes it.
     """
     owners = find_owners()
     problems = []
@@ -70,14 +70,14 @@ def find_problems() -> list[str]:
     if onedl and openmmlab:
         problems.append(
             f'both sets of packages are in one environment ({", ".join(onedl)} and {", ".join(openmmlab)}): they write '
-            'into the same folders and break each other. Allowed is one of them: make a new environment '
+            'into the same folders and break each other. Only one of them is allowed: make a new environment '
             '(tools/env/setup_env.sh onedl, or openmmlab)')
     for requirement in REQUIREMENTS:
         found = owners[requirement.module]
         if not found and importlib.util.find_spec(requirement.module) is None:
             if requirement.needed:
                 wanted = f'{requirement.distributions[0]}{requirement.range}'
-                problems.append(f'{requirement.module} is not installed; needed is {requirement.range}: '
+                problems.append(f'{requirement.module} is not installed; {requirement.range} is needed: '
                                 f"pip install '{wanted}'")
             continue
         for distribution, version in found.items():
@@ -91,7 +91,7 @@ def find_problems() -> list[str]:
 
 
 def check_environment() -> None:
-    """Raises where PartialNet cannot work.
+    """Raises an error if PartialNet cannot work in this environment.
 
     Raises:
         ImportError: With all of :func:`find_problems`.
@@ -102,13 +102,9 @@ def check_environment() -> None:
 
 
 def is_starting_doctor() -> bool:
-    """Whether this is ``python -m partialnet_mm.doctor``, for which Python imports the package first.
-
-    Python 3.8 and 3.9 keep no record of it; there the ImportError names the
-    same problems.
-    """
-    # '-m' stands in sys.argv while the module that it names is being located.
-    return sys.argv[:1] == ['-m'] and 'partialnet_mm.doctor' in getattr(sys, 'orig_argv', ())
+    """Whether this is ``python -m partialnet_mm.doctor``, for which Python imports the package first."""
+    # sys.argv[0] is '-m' while Python locates the module.
+    return sys.argv[:1] == ['-m'] and 'partialnet_mm.doctor' in sys.orig_argv
 
 
 def _missing_ops(owners: dict[str, dict[str, str]]) -> str | None:
@@ -124,6 +120,6 @@ def _missing_ops(owners: dict[str, dict[str, str]]) -> str | None:
 
 
 def _digits(version: str) -> tuple[int, ...]:
-    """The numbers a version begins with: '2.14.1+cpu' is (2, 14, 1)."""
+    """The numbers that a version starts with: '2.14.1+cpu' gives (2, 14, 1)."""
     match = re.match(r'\d+(\.\d+)*', version)
-    return tuple(int(part) for part in match.group().split('.')) if match else ()
+    return tuple(int(number) for number in match.group().split('.')) if match else ()

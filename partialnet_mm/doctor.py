@@ -1,15 +1,14 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Says whether PartialNet works in this environment, and what to do where it does not.
+"""Checks whether PartialNet works in this environment, and reports how to fix what does not.
 
-``python -m partialnet_mm.doctor`` prints a table of checks and exits with 0
-where all passed and with 1 where one failed. It speaks also where ``import
-partialnet_mm`` fails: each check imports what it needs itself.
+``python -m partialnet_mm.doctor`` prints a table of checks and exits with 0 if
+all passed and with 1 if one failed. It also runs where ``import partialnet_mm``
+fails: each check imports what it needs itself.
 """
 import importlib
 import importlib.util
 import math
 import os
-import platform
 import re
 import shutil
 import sys
@@ -21,62 +20,72 @@ from .compat import REQUIREMENTS, find_owners, find_problems
 
 OK, NOTE, FAILED = 'ok', 'note', 'FAILED'
 
-#: Libraries whose scope must find PartialNet, and the class to build from it.
+#: Libraries whose registry must find PartialNet.
 SCOPES = ('mmengine', 'mmdet', 'mmseg', 'mmpretrain')
 
-# Outputs and gradients of `reference_run` in float64. They change only when the
-# network itself does; `python -c "from partialnet_mm.doctor import *; print(reference_run())"`
-# prints them anew.
+# Outputs and gradients of `reference_run` in float64. They change only if the network itself changes;
+# `python -c "from partialnet_mm.doctor import *; print(reference_run())"` prints them.
 REFERENCE = dict(map0=0.482926405, map1=0.514242144, map2=0.645787593, map3=2.026539366,
                  stem=6.254256462, gate=0.221166171, position_bias=0.107995815)
-#: What float32 kernels of different machines may differ by, relative.
+#: Largest relative difference between float32 kernels of different machines.
 TOLERANCE = 1e-3
 
 
+#: What the report shows of mmengine's description of the environment; the packages have lines of their own.
+DESCRIBED = re.compile(r'CUDA available|GPU [\d,]+|CUDA_HOME|NVCC|GCC|MSVC|TorchVision|OpenCV')
+
+
 class Finding(NamedTuple):
-    """The outcome of one check: 'ok', 'note' or 'FAILED', what was found, and the command that mends it."""
+    """The outcome of one check: 'ok', 'note' or 'FAILED', what was found, and the command that fixes it."""
 
     status: str
     check: str
     found: str
-    mend: str = ''
+    fix: str = ''
 
 
 def check_python() -> Iterator[Finding]:
-    """The interpreter and the machine."""
-    yield Finding(OK, 'python', f'{platform.python_version()} in {sys.prefix}, {platform.system()} '
-                  f'{platform.machine()}, {os.cpu_count()} cores')
+    """The interpreter and the machine, and mmengine's description of them where it imports."""
+    yield Finding(OK, 'python', f'{sys.version.split()[0]} in {sys.prefix}, {sys.platform}, {os.cpu_count()} cores')
+    try:
+        from mmengine.utils.dl_utils import collect_env
+    except Exception:  # check_imports reports why
+        return
+    for name, value in collect_env().items():
+        if DESCRIBED.fullmatch(name):
+            yield Finding(OK, name, str(value))
 
 
 def check_packages() -> Iterator[Finding]:
-    """Versions and owners of the packages, against what is allowed and what is tested."""
+    """Versions and distributions of the packages, compared with the allowed and the tested ones."""
     for problem in find_problems():
-        found, _, mend = problem.partition(': ')
-        yield Finding(FAILED, 'packages', found, mend)
+        found, _, fix = problem.partition(': ')
+        yield Finding(FAILED, 'packages', found, fix)
     tested = _tested_versions()
     for requirement in REQUIREMENTS:
         owners = find_owners()[requirement.module]
         if not owners:
             if importlib.util.find_spec(requirement.module) is not None:
-                yield Finding(NOTE, requirement.module, 'there, but owned by no known distribution')
+                yield Finding(NOTE, requirement.module, 'installed, but by no known distribution')
             elif not requirement.needed:
                 yield Finding(NOTE, requirement.module, 'not installed (optional)')
             continue
         for distribution, version in owners.items():
             pins = tested.get(distribution, [])
             known = version.split('+')[0] in pins
-            against = 'tested' if known else f'tested are {", ".join(pins)}; allowed {requirement.range}'
-            yield Finding(OK if known else NOTE, requirement.module, f'{distribution} {version} ({against})')
+            others = f'tested: {", ".join(pins)}; ' if pins else ''
+            comparison = 'tested' if known else f'{others}allowed: {requirement.range}'
+            yield Finding(OK if known else NOTE, requirement.module, f'{distribution} {version} ({comparison})')
 
 
 def check_imports() -> Iterator[Finding]:
-    """Every installed package really imports."""
+    """Whether every installed package imports."""
     for requirement in REQUIREMENTS:
         if importlib.util.find_spec(requirement.module) is None:
             continue
         try:
             importlib.import_module(requirement.module)
-        except Exception as error:  # a broken binary raises anything
+        except Exception as error:  # a broken binary can raise any error
             owners = find_owners()[requirement.module] or {requirement.distributions[0]: ''}
             distribution, version = next(iter(owners.items()))
             yield Finding(FAILED, f'import {requirement.module}', _describe(error),
@@ -87,26 +96,25 @@ def check_imports() -> Iterator[Finding]:
 
 
 def check_gpu() -> Iterator[Finding]:
-    """Whether torch sees the GPU that the machine has."""
+    """Whether torch can use the GPU of the machine."""
     import torch
     if torch.cuda.is_available():
-        names = ', '.join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         value = torch.ones(8, device='cuda').sum().item()
-        yield Finding(OK if value == 8 else FAILED, 'GPU', f'{names}; CUDA {torch.version.cuda}; a sum of ones ran')
+        yield Finding(OK if value == 8 else FAILED, 'GPU', f'CUDA {torch.version.cuda}; a sum of 8 ones is {value:g}')
     elif os.path.exists('/proc/driver/nvidia/version') or shutil.which('nvidia-smi'):
-        yield Finding(FAILED, 'GPU', f'the machine has an NVIDIA driver, torch {torch.__version__} sees no GPU',
+        yield Finding(FAILED, 'GPU', f'the machine has an NVIDIA driver, but torch {torch.__version__} finds no GPU',
                       'nvidia-smi must list it, CUDA_VISIBLE_DEVICES must not hide it, and torch must be a CUDA build: '
-                      'pip install --force-reinstall torch, then tools/env/setup_env.sh builds mmcv anew')
+                      'pip install --force-reinstall torch, then tools/env/setup_env.sh to compile mmcv again')
     else:
         yield Finding(NOTE, 'GPU', 'none: everything runs on the CPU')
 
 
 def check_ops() -> Iterator[Finding]:
-    """mmcv's compiled ops, by running NMS and RoIAlign, where mmdet or mmseg need them."""
+    """Whether mmcv's compiled ops, which mmdet and mmseg need, compute NMS and RoIAlign correctly."""
     import torch
     users = [name for name in ('mmdet', 'mmseg') if importlib.util.find_spec(name) is not None]
     if importlib.util.find_spec('mmcv._ext') is None:
-        # Where they are needed, check_packages has said how to get them.
+        # If they are needed, check_packages reports how to get them.
         if not users:
             yield Finding(NOTE, 'mmcv ops', 'not compiled; the backbone and mmpretrain do not need them')
         return
@@ -131,8 +139,8 @@ def run_ops(device: str) -> tuple[list[int], float]:
         device: 'cpu' or 'cuda'.
 
     Returns:
-        tuple[list[int], float]: Boxes that NMS keeps, [0, 2], and the mean of
-        the ramp that RoIAlign reads, 2.5.
+        The boxes that NMS keeps, [0, 2], and the mean of the ramp by RoIAlign,
+        2.5.
     """
     import torch
     from mmcv.ops import RoIAlign, nms
@@ -145,7 +153,7 @@ def run_ops(device: str) -> tuple[list[int], float]:
 
 
 def check_registries() -> Iterator[Finding]:
-    """``type='PartialNet'`` resolves bare from the registry of every installed library."""
+    """Whether the registry of every installed library resolves ``type='PartialNet'`` without a scope."""
     import partialnet_mm.models as models
     for scope in SCOPES:
         if importlib.util.find_spec(scope) is None:
@@ -160,7 +168,7 @@ def check_registries() -> Iterator[Finding]:
 
 
 def check_network() -> Iterator[Finding]:
-    """Forward and backward of T0, against stored values."""
+    """Whether forward and backward of PartialNet-T0 give the stored values."""
     import torch
     for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
         got = reference_run(device, torch.float32)
@@ -168,26 +176,26 @@ def check_network() -> Iterator[Finding]:
         right = math.isfinite(worst) and worst < TOLERANCE
         yield Finding(OK if right else FAILED, f'PartialNet-T0 on {device}',
                       f'outputs and gradients differ by {worst:.1e} from the stored ones (allowed {TOLERANCE:g})',
-                      '' if right else 'pip install --force-reinstall torch at the tested version, or report it with '
-                      'this table')
+                      '' if right else 'pip install --force-reinstall torch at the tested version, or report a bug '
+                      'with this table')
 
 
 def reference_run(device: str = 'cpu', dtype: object = None) -> dict[str, float]:
-    """Forward and backward of PartialNet-T0 with weights from a formula, so that no random numbers enter.
+    """Forward and backward of PartialNet-T0 with weights from a formula, without random numbers.
 
     Args:
-        device: Where to compute. Defaults to 'cpu'.
-        dtype: Number type; None for float64. Defaults
-            to None.
+        device: Device to compute on. Defaults to 'cpu'.
+        dtype: A floating-point ``torch.dtype``, None for float64. Defaults to
+            None.
 
     Returns:
-        dict[str, float]: Mean absolute value of each of the four maps, and the
-        norm of the gradients of the stem, of a gate and of the position bias.
+        The mean absolute value of each of the four feature maps, and the norms
+        of the gradients of the stem, of a gate and of the position bias.
     """
     import torch
 
     from partialnet_mm.models import PartialNet
-    # Batch statistics of two small images would amplify rounding; running ones do not.
+    # The batch statistics of two small images would amplify rounding errors.
     model = PartialNet('t0', out_indices=(0, 1, 2, 3)).to(device, dtype or torch.float64).eval()
 
     def numbers(size: Sequence[int], seed: int) -> 'torch.Tensor':
@@ -202,7 +210,7 @@ def reference_run(device: str = 'cpu', dtype: object = None) -> dict[str, float]
             elif parameter.dim() > 1:
                 fan_in = parameter[0].numel()
                 parameter.copy_(numbers(parameter.shape, seed) * math.sqrt(3 / fan_in))
-    # TF32, the GPU's default for convolutions, has too few digits for this comparison.
+    # TF32, the default for convolutions on a GPU, is not precise enough for this comparison.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         maps = model(numbers((2, 3, 64, 64), 0))
         sum(out.square().mean() for out in maps).backward()
@@ -219,11 +227,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def examine() -> list[Finding]:
-    """Runs all checks; one that breaks is itself a finding.
-
-    Returns:
-        list[Finding]: In the order of the checks.
-    """
+    """Runs all checks; an error in a check is a finding, too."""
     findings = []
     for check in CHECKS:
         name = check.__name__.replace('check_', '')
@@ -231,32 +235,32 @@ def examine() -> list[Finding]:
             findings += check()
         except Exception as error:
             findings.append(Finding(FAILED, name, _describe(error),
-                                    'mend what failed above first; alone, it is a broken installation: '
+                                    'fix what failed above first; if nothing did, the installation is broken: '
                                     'tools/env/setup_env.sh makes a new environment'))
     return findings
 
 
 def report(findings: Sequence[Finding]) -> str:
-    """The findings as a table, with the mending commands below it."""
+    """The findings as a table, with the commands that fix them below it."""
     width = max(len(finding.check) for finding in findings)
     lines = [f'{f.status:6}  {f.check:{width}}  {f.found}' for f in findings]
     failed = [f for f in findings if f.status == FAILED]
     if not failed:
         return '\n'.join([*lines, '', 'PartialNet works here.'])
-    lines += ['', f'{len(failed)} of {len(findings)} checks failed. What mends them:']
-    lines += [f'- {f.check}: {f.mend}' for f in failed]
+    lines += ['', f'{len(failed)} of {len(findings)} checks failed. To fix them:']
+    lines += [f'- {f.check}: {f.fix}' for f in failed]
     return '\n'.join(lines)
 
 
 def main() -> int:
-    """Prints the table; 0 where PartialNet works, 1 where it does not."""
+    """Prints the table; returns 0 if PartialNet works, otherwise 1."""
     findings = examine()
     print(report(findings))
     return int(any(finding.status == FAILED for finding in findings))
 
 
 def _tested_versions() -> dict[str, list[str]]:
-    """Versions that the two sets of packages pin, by distribution, as the installed project declares them."""
+    """Versions that the two sets of packages pin, by distribution, from the metadata of the installed project."""
     try:
         declared = metadata.requires('partialnet-mm') or []
     except metadata.PackageNotFoundError:

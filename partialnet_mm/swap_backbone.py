@@ -1,5 +1,10 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""PartialNet in the place of the backbone of any mmdet, mmseg or mmpretrain config."""
+"""Replaces the backbone of any mmdet, mmseg or mmpretrain config by PartialNet.
+
+The steps in the order of this file: :func:`swap_backbone`; which necks and
+heads read the backbone's feature maps; which of PartialNet's stages replace
+these maps; what else in the config must change.
+"""
 import copy
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,26 +18,26 @@ from .analysis.feature_maps import FeatureMap, measure_backbone
 from .models import PartialNet
 
 STRIDES = (4, 8, 16, 32)
-# What PartialNet is pretrained with (configs/_base_/datasets/imagenet.py).
+# The normalization of PartialNet's pretraining (configs/_base_/datasets/imagenet.py).
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-#: Necks that read maps and hand on nothing of the backbone.
+#: Necks whose outputs contain no feature map of the backbone itself.
 KNOWN_NECKS = ('FPN', 'PAFPN', 'NASFPN', 'FPG', 'FPN_CARAFE', 'FPN_DropBlock', 'HRFPN', 'ChannelMapper', 'CSPNeXtPAFPN',
                'YOLOXPAFPN', 'YOLOV3Neck', 'DilatedEncoder', 'CTResNetNeck', 'HRFuseScales',
                'LinearNeck', 'NonLinearNeck', 'MoCoV2Neck', 'DenseCLNeck', 'SwAVNeck')
 IMPOSSIBLE_NECKS = {
-    'SSDNeck': "its first outputs are the backbone's own maps, which the head's in_channels name",
-    'RFP': 'it runs a second backbone of the old kind',
-    'JPU': "it hands the backbone's own maps on to the heads",
-    'NASFCOS_FPN': 'it counts on a map of stride 4 and does not read it, so its norm would get no gradient',
-    'MLANeck': 'it rescales the equal maps of a plain vision transformer',
-    'MultiLevelNeck': 'it rescales the equal maps of a plain vision transformer',
-    'Feature2Pyramid': 'it rescales the equal maps of a plain vision transformer',
+    'SSDNeck': "its first outputs are the backbone's own feature maps, which the head's in_channels name",
+    'RFP': 'it runs a second backbone of the old type',
+    'JPU': "it passes the backbone's own feature maps to the heads",
+    'NASFCOS_FPN': 'it needs a feature map of stride 4 but does not read it, so the norm of this map gets no gradient',
+    'MLANeck': 'it rescales the equally sized feature maps of a plain vision transformer',
+    'MultiLevelNeck': 'it rescales the equally sized feature maps of a plain vision transformer',
+    'Feature2Pyramid': 'it rescales the equally sized feature maps of a plain vision transformer',
 }
 IMPOSSIBLE_HEADS = {
-    'DDRHead': 'it reads what DDRNet returns in training only',
-    'PIDHead': 'it reads what PIDNet returns in training only',
+    'DDRHead': 'it reads outputs that DDRNet has in training only',
+    'PIDHead': 'it reads outputs that PIDNet has in training only',
 }
-#: Constructors that know the layers of the backbones that they name, and raise for others.
+#: Optimizer constructors that know the layers of a few backbones by name, and raise an error for others.
 FOREIGN_LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
 
 
@@ -40,46 +45,45 @@ def swap_backbone(cfg: Config,
                   arch: str | dict = 's',
                   checkpoint: str | None = None,
                   backbone: dict | None = None) -> Config:
-    """Puts PartialNet in the place of a config's backbone.
+    """Replaces a config's backbone by PartialNet.
 
-    The neck or the heads that read the backbone get PartialNet's channels; of
-    its stages, those are returned that have the strides of the old maps that
-    are read, and no others. Images are normalized as in PartialNet's
-    pretraining, pretrained weights of the old backbone and of the whole model
-    are dropped, and ``partialnet_mm`` is added to ``custom_imports``. Batch
-    norms are synchronized where the model has synchronized ones, and stay in
-    evaluation mode where the old ones did, if there is a checkpoint. The old
-    backbone's other options are dropped.
+    The neck or the heads that read the backbone get PartialNet's channels.
+    PartialNet returns exactly the stages that have the strides of the feature
+    maps that were read. Images are normalized as in PartialNet's pretraining,
+    pretrained weights of the old backbone and of the whole model are removed,
+    and ``partialnet_mm`` is added to ``custom_imports``. Batch norms are
+    synchronized if the model has synchronized ones, and stay in evaluation mode
+    if the old ones did and there is a checkpoint. The other options of the old
+    backbone are removed.
 
-    What the old maps are is not looked up but measured: the old backbone is
-    built once, with random weights, and run on a small image.
+    The old feature maps are measured, not looked up: the old backbone is built
+    once, with random weights, and run on a small image.
 
-    What cannot be set is said in the log, as a warning: a learning rate for
-    another optimizer, settings for parameters that are gone, strides that a
-    segmentor loses.
+    What cannot be set is logged as a warning: a learning rate for another
+    optimizer, settings for parameters that no longer exist, strides that change
+    for a segmentor.
 
     Args:
-        cfg: A detector, segmentor or classifier of mmdet, mmseg or
-            mmpretrain. It stays as it is.
+        cfg: Config of a detector, segmentor or classifier of mmdet, mmseg or
+            mmpretrain. It is not changed.
         arch: PartialNet's ``arch``. Defaults to 's'.
-        checkpoint: Of the pretraining, a classifier of
-            configs/pretrain; None for random weights. Defaults to None.
+        checkpoint: Checkpoint of the pretraining, a classifier of
+            configs/pretrain, or None for random weights. Defaults to None.
         backbone: Other arguments of :class:`PartialNet`, e.g.
             ``dict(drop_path_rate=0.15)``; they override what is chosen here.
             Defaults to None.
 
     Returns:
-        Config: A new config, which ``Config.dump`` writes to a file that
-        tools/train.py takes.
+        A new config. ``Config.dump`` writes it to a file for tools/train.py.
 
     Raises:
-        TypeError: If ``cfg`` is no Config, or ``backbone`` has an argument
-            that PartialNet has not.
+        TypeError: If ``cfg`` is not a Config, or ``backbone`` has an argument
+            that PartialNet does not have.
         ValueError: If the model has no backbone or one that cannot be built
-            here, or reads its maps in a way that PartialNet cannot serve:
-            R-CNN heads on a single map (C4, DC5), maps of other strides than
-            4, 8, 16, 32, several of one stride in a detector, SSD's neck and
-            others that hand on the backbone's own maps.
+            here, or reads its feature maps in a way that PartialNet cannot
+            serve: R-CNN heads on a single map (C4, DC5), maps of other strides
+            than 4, 8, 16, 32, several of one stride in a detector, SSD's neck
+            and others that pass on the backbone's own maps.
 
     Example:
         >>> from mmengine.config import Config
@@ -89,7 +93,7 @@ def swap_backbone(cfg: Config,
         >>> cfg.dump('faster-rcnn_partialnet-s_fpn_1x_coco.py')
     """
     if not isinstance(cfg, Config):
-        raise TypeError(f'cfg must be an mmengine Config, got {type(cfg).__name__}; Config.fromfile(path) makes one')
+        raise TypeError(f'cfg must be an mmengine Config, got {type(cfg).__name__}; Config.fromfile(path) reads one')
     cfg = copy.deepcopy(cfg)
     model = _model_with_backbone(cfg)
     _check_model(model)
@@ -107,7 +111,7 @@ def swap_backbone(cfg: Config,
         type='PartialNet',
         arch=arch,
         out_indices=tuple(stages.values()),
-        # A map for dense prediction has a norm, also where it is the only one.
+        # In dense prediction every feature map has a norm, also a single one.
         out_norm=not classifies,
         norm_cfg=dict(type='SyncBN' if 'SyncBN' in str(model) else 'BN'))
     if in_channels != 3:
@@ -117,7 +121,7 @@ def swap_backbone(cfg: Config,
         settings['norm_eval'] = bool(old.get('norm_eval', False))
     settings.update(backbone or {})
     with torch.random.fork_rng(devices=[]):
-        # Raises here, not at the start of a training, for what PartialNet does not take.
+        # Wrong arguments raise here, not at the start of a training.
         new = PartialNet(**{key: value for key, value in settings.items() if key != 'type'})
     for reader in readers:
         reader.write(new.channels, stages)
@@ -131,7 +135,7 @@ def swap_backbone(cfg: Config,
 
 
 class _Reader(NamedTuple):
-    """A neck or head that reads maps of the backbone, by their places among the old ones."""
+    """A neck or head that reads the backbone; ``maps`` are indices into the old feature maps."""
 
     where: str
     settings: dict
@@ -139,44 +143,44 @@ class _Reader(NamedTuple):
     key: str = 'in_channels'
 
     def write(self, channels: Sequence[int], stages: dict[int, int]) -> None:
-        """Sets its channels, and which of the new maps it reads.
+        """Sets its channels, and the indices of the new feature maps that it reads.
 
         Args:
             channels: Channels of PartialNet's four stages.
-            stages: Stage in the place of each old map that
-                is read, in the order in which they are returned.
+            stages: PartialNet's stage for each old feature map that is read, by
+                its index, in the order in which PartialNet returns them.
         """
         def like(key: str, values: list[int]) -> int | list[int]:
             return values if isinstance(self.settings[key], (list, tuple)) else values[0]
 
         if self.settings.get('num_convs') == 0 and self.settings.get('channels') == self.settings[self.key]:
-            self.settings['channels'] = channels[stages[self.maps[0]]]  # FCNHead that hands its input on
+            self.settings['channels'] = channels[stages[self.maps[0]]]  # an FCNHead that passes its input on
         self.settings[self.key] = like(self.key, [channels[stages[i]] for i in self.maps])
         if self.key != 'in_channels':
             return
-        places = list(stages)
+        indices = list(stages)
         if 'in_index' in self.settings:
-            self.settings['in_index'] = like('in_index', [places.index(i) for i in self.maps])
+            self.settings['in_index'] = like('in_index', [indices.index(i) for i in self.maps])
         for key, value in (('start_level', 0), ('end_level', -1)):
             if key in self.settings:
                 self.settings[key] = value
-        for key in ('strides', 'feature_strides'):  # of segmentors' heads
+        for key in ('strides', 'feature_strides'):  # in heads of segmentors
             if isinstance(self.settings.get(key), (list, tuple)) and len(self.settings[key]) == len(self.maps):
                 self.settings[key] = [STRIDES[stages[i]] for i in self.maps]
 
 
-def _say(text: str, level: int = logging.WARNING) -> None:
+def _log(text: str, level: int = logging.WARNING) -> None:
     print_log(f'swap_backbone: {text}', logger='current', level=level)
 
 
 def _type_of(settings: dict) -> str:
-    """The type without its library: 'mmdet.FPN', and the class of a config in pure Python, are 'FPN'."""
+    """The type's name without its library: 'FPN' for 'mmdet.FPN', and for the class in a pure-Python config."""
     kind = settings.get('type')
     return getattr(kind, '__name__', str(kind)).split('.')[-1]
 
 
 def _model_with_backbone(cfg: Config) -> dict:
-    """The model, or the detector that a tracker or a semi-supervised model wraps."""
+    """The model, or the detector inside a tracker or a semi-supervised model."""
     model = cfg.get('model') or {}
     while 'backbone' not in model and isinstance(model.get('detector'), dict):
         model = model.detector
@@ -186,37 +190,37 @@ def _model_with_backbone(cfg: Config) -> dict:
 
 
 def _heads(model: dict) -> list[tuple[str, dict]]:
-    return [part for name in model if name.endswith('head') for part in _parts(f'model.{name}', model[name])]
+    return [head for name in model if name.endswith('head') for head in _entries(f'model.{name}', model[name])]
 
 
 def _check_model(model: dict) -> None:
-    """Raises for a model that cannot read PartialNet, whatever its old backbone is."""
-    necks = _parts('model.neck', model.get('neck'))
-    for parts, impossible in ((necks, IMPOSSIBLE_NECKS), (_heads(model), IMPOSSIBLE_HEADS)):
-        for where, part in parts:
-            if _type_of(part) in impossible:
-                raise ValueError(f'{where} of type {_type_of(part)} cannot read PartialNet: '
-                                 f'{impossible[_type_of(part)]}')
+    """Raises an error for a model that cannot read PartialNet, whatever its old backbone is."""
+    necks = _entries('model.neck', model.get('neck'))
+    for entries, impossible in ((necks, IMPOSSIBLE_NECKS), (_heads(model), IMPOSSIBLE_HEADS)):
+        for where, settings in entries:
+            if _type_of(settings) in impossible:
+                raise ValueError(f'{where} of type {_type_of(settings)} cannot read PartialNet: '
+                                 f'{impossible[_type_of(settings)]}')
     if not necks and 'roi_head' in model:
         raise ValueError(f'model of type {_type_of(model)} has no neck: its R-CNN heads, and a shared_head if there is '
-                         'one, are made for one map of the old backbone (C4, DC5). Start from a config with FPN')
+                         'one, need a single feature map of the old backbone (C4, DC5). Start from a config with FPN')
 
 
 def _find_readers(model: dict, maps: list[FeatureMap], classifies: bool) -> list[_Reader]:
-    """All parts that read the backbone: the neck, or without one the heads."""
-    necks = _parts('model.neck', model.get('neck'))
+    """All modules that read the backbone: the neck, or the heads if there is none."""
+    necks = _entries('model.neck', model.get('neck'))
     if classifies and maps[-1].stride == 0:
-        # The old backbone returned vectors; PartialNet returns a map.
+        # The old backbone returned vectors; PartialNet returns a feature map.
         pooling = dict(type='GlobalAveragePooling')
         model['neck'] = [pooling, *(neck for _, neck in necks)] if necks else pooling
     for where, neck in necks:
         if 'in_channels' in neck:
             if _type_of(neck) not in KNOWN_NECKS:
-                _say(f'{where} of type {_type_of(neck)} is not known here; only its in_channels were set')
+                _log(f'{where} of type {_type_of(neck)} is unknown; only its in_channels were set')
             return [_reader_of_neck(where, neck, maps)]
     readers = [reader for where, head in _heads(model) for reader in _readers_of_heads(where, head, maps)]
     if not readers:
-        raise ValueError(f'model of type {_type_of(model)}: neither a neck nor a head has in_channels to be set')
+        raise ValueError(f'model of type {_type_of(model)}: neither a neck nor a head has in_channels')
     return readers
 
 
@@ -226,63 +230,63 @@ def _reader_of_neck(where: str, neck: dict, maps: list[FeatureMap]) -> _Reader:
         return _verified(_Reader(where, neck, (len(maps) - 1, )), maps)
     every = tuple(range(len(maps)))
     if _type_of(neck) == 'YOLOV3Neck':
-        every = every[::-1]  # it counts from the coarsest map
+        every = every[::-1]  # its in_channels start with the coarsest feature map
     reader = _verified(_Reader(where, neck, every), maps)
     end = neck.get('end_level', -1)
     return reader._replace(maps=every[neck.get('start_level', 0):len(maps) if end == -1 else end + 1])
 
 
 def _readers_of_heads(where: str, head: dict, maps: list[FeatureMap]) -> Iterator[_Reader]:
-    if 'kernel_generate_head' in head:  # K-Net: only this one reads the backbone
+    if 'kernel_generate_head' in head:  # K-Net: only this head reads the backbone
         where, head = f'{where}.kernel_generate_head', head['kernel_generate_head']
     if 'in_channels' not in head:
         return
     several = isinstance(head['in_channels'], (list, tuple))
     index = head.get('in_index', list(range(len(maps))) if several else -1)
     indices = index if isinstance(index, (list, tuple)) else [index]
-    if _type_of(head) == 'EncHead' and not head.get('add_lateral'):  # it selects several maps, and reads the last
+    if _type_of(head) == 'EncHead' and not head.get('add_lateral'):  # it selects several maps but reads the last
         indices, head['in_index'], head['in_channels'] = indices[-1:], indices[-1:], head['in_channels'][-1:]
     if not all(-len(maps) <= i < len(maps) for i in indices):
-        raise ValueError(f'{where}.in_index is {index!r}, and the backbone returns {len(maps)} maps')
+        raise ValueError(f'{where}.in_index is {index!r}, but the backbone returns {len(maps)} feature maps')
     yield _verified(_Reader(where, head, tuple(i % len(maps) for i in indices)), maps)
-    if head.get('c1_in_channels'):  # DeepLabV3+ reads the first map beside in_index
+    if head.get('c1_in_channels'):  # DeepLabV3+ reads the first feature map besides in_index
         yield _verified(_Reader(where, head, (0, ), 'c1_in_channels'), maps)
 
 
-def _parts(where: str, settings: Any) -> list[tuple[str, dict]]:
-    """The settings of a neck or head, or of each in a list, with its place in the config."""
+def _entries(where: str, settings: Any) -> list[tuple[str, dict]]:
+    """The settings of a neck or head, or of each in a list, with their key in the config."""
     if isinstance(settings, (list, tuple)):
-        return [(f'{where}[{i}]', part) for i, part in enumerate(settings) if isinstance(part, dict)]
+        return [(f'{where}[{i}]', entry) for i, entry in enumerate(settings) if isinstance(entry, dict)]
     return [(where, settings)] if isinstance(settings, dict) else []
 
 
 def _verified(reader: _Reader, maps: list[FeatureMap]) -> _Reader:
-    """Raises if a part does not have the channels of the maps that it is said to read."""
+    """Raises an error if the channels of a module are not those of the feature maps that it seems to read."""
     wanted = reader.settings[reader.key]
     wanted = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
     channels = [maps[i].channels for i in reader.maps]
     if wanted != channels:
-        raise ValueError(f'{reader.where}.{reader.key} is {wanted}, and the maps of the backbone that it reads have '
-                         f'{channels} channels (all of them: {[m.channels for m in maps]}): how it reads them is not '
-                         'known here')
+        raise ValueError(f'{reader.where}.{reader.key} is {wanted}, but the feature maps that it should read have '
+                         f'{channels} channels (all maps: {[m.channels for m in maps]}): how it reads the backbone is '
+                         'unknown')
     return reader
 
 
 def _choose_stages(kind: str, maps: list[FeatureMap], read: list[int], classifies: bool,
                    segments: bool) -> dict[int, int]:
-    """PartialNet's stage, from 0, in the place of each old map that is read.
+    """PartialNet's stage, from 0, for each old feature map that is read, by its index.
 
-    It is the one with the same stride. Segmentors, whose heads do not count on
-    strides, get the last stages for the last map and for those of the same
-    stride before it, which dilated backbones and plain transformers have. A
-    classifier's only map is the last.
+    It is the stage of the same stride. The heads of segmentors do not depend on
+    strides: their last map, and those of the same stride before it, which
+    dilated backbones and plain transformers have, get the last stages. A
+    classifier's only map is the last stage.
     """
     strides = [old.stride for old in maps]
-    given = (f'model.backbone of type {kind} returns maps of strides {strides}, of which '
+    given = (f'model.backbone of type {kind} returns feature maps of strides {strides}, of which '
              f'{[strides[i] for i in read]} are read')
     if classifies and read == [len(maps) - 1]:
         if strides[-1] not in (0, 32):
-            _say(f'the last map had stride {strides[-1]} and has 32 now: larger images suit it better')
+            _log(f'the last feature map had stride {strides[-1]} and now has 32: use larger images')
         return {read[0]: 3}
     stages: dict[int, int] = {}
     for i in read:
@@ -292,79 +296,79 @@ def _choose_stages(kind: str, maps: list[FeatureMap], read: list[int], classifie
         stages[i] = 4 - (len(maps) - i) if at_the_end else STRIDES.index(strides[i])
     order = list(stages.values())
     if order != sorted(set(order)) or order[0] < 0:
-        raise ValueError(f'{given}; PartialNet has one map of each stride, in the order 4, 8, 16, 32')
+        raise ValueError(f'{given}; PartialNet has one feature map per stride, in the order 4, 8, 16, 32')
     if order[-1] != 3:
-        raise ValueError(f"{given}; without that of stride 32, PartialNet's last stage would learn nothing")
+        raise ValueError(f"{given}; without the one of stride 32, PartialNet's last stage would not be trained")
     changed = [(strides[i], STRIDES[stage]) for i, stage in stages.items() if strides[i] != STRIDES[stage]]
     if changed:
-        _say('maps get other strides: ' + ', '.join(f'{old} becomes {new}' for old, new in changed)
-             + '. A head that joins maps of several strides (semantic FPN, UPerNet, SegFormer) suits PartialNet better '
-             'than one that was made for a dilated backbone')
+        _log('the strides of feature maps change: ' + ', '.join(f'{old} becomes {new}' for old, new in changed)
+             + '. A head that combines several strides (semantic FPN, UPerNet, SegFormer) fits PartialNet better than '
+             'one for a dilated backbone')
     return stages
 
 
 def _check_sizes(readers: list[_Reader], stages: dict[int, int]) -> None:
-    """Raises for an OCRHead whose map is of another size than the prediction of the head before it."""
+    """Raises an error for an OCRHead whose feature map differs in size from the prediction of the head before it."""
     finest = {STRIDES[min(stages[i] for i in reader.maps)] for reader in readers
               if reader.where.startswith('model.decode_head[')}
     ocr = [reader.where for reader in readers if _type_of(reader.settings) == 'OCRHead']
     if ocr and len(finest) > 1:
-        raise ValueError(f'{ocr[0]} of type OCRHead and the head before it need maps of one size, which a dilated '
-                         f'backbone returns; of PartialNet they would read those of strides {sorted(finest)}')
+        raise ValueError(f'{ocr[0]} of type OCRHead and the head before it need feature maps of one size, which a '
+                         f'dilated backbone returns; from PartialNet they would read strides {sorted(finest)}')
 
 
 def _drop_weights(cfg: Config, model: dict) -> None:
-    """Removes pretrained weights of what is no longer there."""
+    """Removes pretrained weights of the old backbone and model."""
     model.pop('pretrained', None)
-    weights = [init for _, init in _parts('model.init_cfg', model.get('init_cfg')) if _type_of(init) == 'Pretrained']
+    weights = [init for _, init in _entries('model.init_cfg', model.get('init_cfg')) if _type_of(init) == 'Pretrained']
     if weights:
-        _say(f'model.init_cfg, whole weights of the old model, was dropped: {weights[0].get("checkpoint")}')
+        _log(f'model.init_cfg, the weights of the whole old model, was removed: {weights[0].get("checkpoint")}')
         del model['init_cfg']
     if cfg.get('load_from'):
-        _say(f'load_from, whole weights of the old model, was dropped: {cfg.load_from}')
+        _log(f'load_from, the weights of the whole old model, was removed: {cfg.load_from}')
         cfg.load_from = None
 
 
 def _normalize_images(cfg: Config, model: dict) -> None:
-    """Gives data preprocessors the mean, deviation and order of colours of PartialNet's pretraining."""
+    """Gives data preprocessors the mean, standard deviation and channel order of PartialNet's pretraining."""
     for owner in (cfg, cfg.model, model):
         settings = owner.get('data_preprocessor') or {}
-        settings = settings.get('data_preprocessor', settings)  # of a semi-supervised model
+        settings = settings.get('data_preprocessor', settings)  # in a semi-supervised model
         if 'mean' not in settings and 'type' not in settings:
             continue
         if len(settings.get('mean') or MEAN) != len(MEAN):
-            _say(f'data_preprocessor.mean={settings.mean} was left: images have other channels than RGB')
+            _log(f'data_preprocessor.mean={settings.mean} was left: the images are not RGB')
             continue
         to_rgb = 'to_rgb' if 'to_rgb' in settings or cfg.get('default_scope') == 'mmpretrain' else 'bgr_to_rgb'
         wanted = {'mean': MEAN, 'std': STD, to_rgb: True}
         if any(settings.get(key) != value for key, value in wanted.items()):
-            _say(f"images are normalized as in PartialNet's pretraining: {wanted}", logging.INFO)
+            _log(f"images are normalized as in PartialNet's pretraining: {wanted}", logging.INFO)
             settings.pop('rgb_to_bgr', None)
             settings.update(wanted)
 
 
 def _adapt_optimizer(cfg: Config, old_names: list[str], new_names: list[str]) -> None:
-    """Replaces what raises with PartialNet, and warns about what does not suit it."""
+    """Replaces settings that raise an error with PartialNet, and warns about those that do not fit it."""
     wrapper = cfg.get('optim_wrapper')
     if not wrapper:
         return
     optimizer = wrapper.get('optimizer') or {}
     if 'Adam' not in _type_of(optimizer):
-        _say(f'optim_wrapper.optimizer is {_type_of(optimizer)} with lr={optimizer.get("lr")}; PartialNet was trained '
+        _log(f'optim_wrapper.optimizer is {_type_of(optimizer)} with lr={optimizer.get("lr")}; PartialNet was trained '
              'with AdamW: lr=2e-4 (S) or 1e-4 (M, L) and weight_decay=1e-4 for Mask R-CNN at batch 16')
     paramwise = wrapper.get('paramwise_cfg') or {}
     if wrapper.get('constructor') in FOREIGN_LAYER_DECAY:
         wrapper.paramwise_cfg = dict(
             decay_rate=paramwise.get('decay_rate'), norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.)
-        _say(f'optim_wrapper.constructor {wrapper.constructor} does not know PartialNet and was replaced by '
-             f'PartialNetLayerDecayConstructor with {wrapper.paramwise_cfg}; each block is a layer now')
+        _log(f'optim_wrapper.constructor {wrapper.constructor} does not support PartialNet and was replaced by '
+             f'PartialNetLayerDecayConstructor with {wrapper.paramwise_cfg}; each block is one layer')
         wrapper.constructor = 'PartialNetLayerDecayConstructor'
         return
     gone = [key for key in paramwise.get('custom_keys') or {}
             if _occurs(key, old_names) and not _occurs(key, new_names)]
     if gone:
         more = f' and {len(gone) - 5} more' if len(gone) > 5 else ''
-        _say(f'optim_wrapper.paramwise_cfg.custom_keys names parameters of the old backbone only: {gone[:5]}{more}')
+        _log(f'optim_wrapper.paramwise_cfg.custom_keys names parameters of the old backbone only: {gone[:5]}{more}')
 
 
 def _occurs(key: str, names: list[str]) -> bool:
@@ -372,7 +376,7 @@ def _occurs(key: str, names: list[str]) -> bool:
 
 
 def _add_import(cfg: Config) -> None:
-    """Adds this package to those that a config imports."""
+    """Adds this package to the config's custom_imports."""
     imports = cfg.get('custom_imports') or {}
     names = imports.get('imports') or []
     names = [names] if isinstance(names, str) else list(names)

@@ -1,10 +1,10 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The zoo: configs found by name, in a checkout or in the installed package, by this package's users and by mmpretrain.
+"""The zoo: configs by name, in a checkout or in the installed package, for users of this package and of mmpretrain.
 
-OpenMMLab's tools find what a package ships by ``<package>/.mim``; only mim asks
-for the package. mmpretrain's hub is told of the classifiers when this package
-is imported. mmengine and mmdet know their own packages only: to them,
-:func:`config_path` gives a config's path.
+OpenMMLab's tools look for the files of a package in ``<package>/.mim``, and
+only mim does so for any package. The classifiers are registered with
+mmpretrain's hub when this package is imported. mmengine and mmdet look in
+their own packages only; :func:`config_path` returns a path for them.
 """
 import difflib
 import fnmatch
@@ -17,23 +17,22 @@ from mmengine.fileio import load
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
-#: Folders of configs whose models mmpretrain builds.
+#: Folders of configs whose models are mmpretrain's classifiers.
 CLASSIFIER_FOLDERS = ('pretrain', 'ablations', 'cifar10', 'dpconv')
 
-#: What a metafile has before the name of a model whose weights are not published.
+#: The prefix, in a metafile, of the weights of a model that are not published.
 UNPUBLISHED = 'unpublished://'
 
 
 def list_configs(pattern: str = '*') -> list[str]:
-    """Names of the models that have a config here, detectors and segmentors too.
+    """Names of all models that have a config: classifiers, detectors and segmentors.
 
     Args:
-        pattern: Shell pattern that the whole name must match, in small
-            letters. Defaults to '*'.
+        pattern: Shell pattern, in lower case, that the whole name must match.
+            Defaults to '*'.
 
     Returns:
-        list[str]: Names in alphabetical order, each good for
-        :func:`config_path`.
+        Names for :func:`config_path`, in alphabetical order.
     """
     return sorted(fnmatch.filter(_read_metafiles(), pattern))
 
@@ -41,18 +40,18 @@ def list_configs(pattern: str = '*') -> list[str]:
 def config_path(name: str) -> str:
     """Path of a config that this package ships.
 
-    It also serves in a config of your own, in every process and whatever has
-    been imported::
+    It also works in a config of your own, in every process and before any
+    other import::
 
         _base_ = __import__('partialnet_mm').config_path('mask_rcnn/partialnet_s_1x.py')
 
     Args:
         name: A model's name (one of :func:`list_configs`), a path below
-            ``configs`` ('mask_rcnn/partialnet_s_1x.py', '.py' may be left
-            out), or a file's name alone where only one folder has it.
+            ``configs`` ('mask_rcnn/partialnet_s_1x.py', with or without
+            '.py'), or a file's name alone if only one folder has it.
 
     Returns:
-        str: The path, absolute.
+        The absolute path.
 
     Raises:
         ValueError: If there is no such config, or several.
@@ -74,27 +73,27 @@ def config_path(name: str) -> str:
                          f'{[path.relative_to(root / "configs").as_posix() for path in found]}')
     files = [config.partition('/')[2] for config in models.values()]
     near = difflib.get_close_matches(name, [*models, *files], n=3, cutoff=0.4)
-    raise ValueError(f'there is no config {name!r} in {str(root / "configs")!r}; near it are {near}, and '
-                     'partialnet_mm.list_configs() names all models')
+    raise ValueError(f'there is no config {name!r} in {str(root / "configs")!r}; the nearest names are {near}, and '
+                     'partialnet_mm.list_configs() returns all models')
 
 
 def register_with_mmpretrain() -> bool:
-    """Makes mmpretrain's ``get_model``, ``list_models`` and inferencers know the classifiers by name.
+    """Registers the classifiers by name for mmpretrain's ``get_model``, ``list_models`` and inferencers.
 
-    Called when this package is imported. What mmpretrain has under a name
-    already stays as it is.
+    It is called when this package is imported. A name that mmpretrain already
+    has is not changed.
 
     Returns:
-        bool: Whether mmpretrain is here and knows them. Without it, or without
-        this package's configs, nothing is done.
+        Whether they are registered. Nothing is done if mmpretrain or this
+        package's configs are missing.
     """
     if importlib.util.find_spec('mmpretrain') is None:
         return False
     try:
         from mmpretrain.apis.model import ModelHub
-    except (ImportError, AssertionError) as error:  # it asserts the versions that it works with
-        print_log(f'mmpretrain does not import, so it will not know PartialNet by name: {error}', logger='current',
-                  level=logging.WARNING)
+    except (ImportError, AssertionError) as error:  # it asserts the versions of other packages
+        print_log(f'mmpretrain does not import, so PartialNet is not registered with it by name: {error}',
+                  logger='current', level=logging.WARNING)
         return False
     try:
         root = _find_root()
@@ -109,35 +108,35 @@ def register_with_mmpretrain() -> bool:
 
 @CheckpointLoader.register_scheme(prefixes=UNPUBLISHED, force=True)
 def load_from_unpublished(filename: str, map_location: Any = None) -> None:
-    """Stands where a library loads weights that a metafile calls unpublished, so that nothing predicts without them.
+    """Raises an error where a library loads weights that are not published, so that none predicts without them.
 
     Args:
         filename: 'unpublished://' and the model's name.
-        map_location: Not used; mmengine gives it. Defaults to None.
+        map_location: Unused; mmengine passes it. Defaults to None.
 
     Raises:
-        FileNotFoundError: Always, with what to do.
+        FileNotFoundError: Always; the message explains what to do.
     """
     name = filename[len(UNPUBLISHED):]
     raise FileNotFoundError(
         f'no weights of {name!r} have been published, neither by the authors of the paper nor here. Train them with '
-        f'{config_path(name)!r} (tools/train.py, or mim train partialnet_mm) and give the checkpoint as '
+        f'{config_path(name)!r} (tools/train.py, or mim train partialnet_mm) and pass the checkpoint as '
         'pretrained=FILE; pretrained=False builds the model with random weights')
 
 
 def _find_root() -> Path:
-    """Where ``configs`` and ``model-index.yml`` are: ``.mim`` of an installed package, else the checkout's root."""
+    """The folder of ``configs`` and ``model-index.yml``: ``.mim`` of an installed package, or the checkout's root."""
     package = Path(__file__).resolve().parent
     for root in (package / '.mim', package.parent):
-        # The folder above may be any project's, with an index and configs of its own.
+        # The parent folder may belong to another project with its own index and configs.
         if all((root / 'configs' / folder / 'metafile.yml').is_file() for folder in CLASSIFIER_FOLDERS):
             return root
-    raise FileNotFoundError(f"{str(package / '.mim')!r} has no configs: install the package anew (pip install "
+    raise FileNotFoundError(f"{str(package / '.mim')!r} has no configs: install the package again (pip install "
                             '--force-reinstall --no-deps partialnet-mm, or pip install -e . in a checkout)')
 
 
 def _read_metafiles() -> dict[str, str]:
-    """Config of each model of the index, as a path below the root, by name in small letters."""
+    """The config of each model of the index, as a path below the root, by its name in lower case."""
     root = _find_root()
     models: dict[str, str | None] = {}
     for metafile in load(root / 'model-index.yml')['Import']:

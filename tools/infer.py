@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import mmcv
@@ -15,42 +15,49 @@ from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from partialnet_mm.engine.runners.command_line import KeyValues, load_config, read_trusted, require_fit
+from partialnet_mm.checkpoint.atomic import refuse_overwrite
+from partialnet_mm.engine.runners.command_line import (
+    add_config_arguments,
+    add_trust_argument,
+    load_config,
+    read_trusted,
+    require_fit,
+)
+from partialnet_mm.engine.runners.own_data import is_own_data_config
 from partialnet_mm.models import merge_model
 from partialnet_mm.preflight.image_folder import EXTENSIONS
 from partialnet_mm.preflight.images import check_image
 
-#: What a predictor gives for each image: the prediction for the JSON file, the label map or None, the picture (RGB).
+#: What a predictor returns for each image: the prediction for the JSON file, the label map or None, the picture (RGB).
 Prediction = tuple[dict, 'np.ndarray | None', np.ndarray]
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file; of data of your own, the one in the work folder of the training')
+    add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file; with --trust-checkpoint also an address')
-    parser.add_argument('images', nargs='+', help='image files, or folders, which are searched with all inside')
+    parser.add_argument('images', nargs='+', help='image files, or folders, which are searched with all subfolders')
     parser.add_argument('--out-dir', required=True, type=Path,
                         help='folder for pictures/<image> and predictions/<image>.json; segmentors also write '
-                        'predictions/<image>.png, the label of each pixel')
-    parser.add_argument('--batch-size', type=int, default=1, help='images at a time (default: 1)')
+                        'predictions/<image>.png, the label of each pixel. Nothing starts if one of these files '
+                        'exists, unless --force is given')
+    parser.add_argument('--force', action='store_true',
+                        help='overwrite the results of an earlier run in --out-dir; inputs are never overwritten')
+    parser.add_argument('--batch-size', type=int, default=1, help='images per batch (default: 1)')
     parser.add_argument('--score-thr', type=float, default=0.3,
-                        help='least score of a detection that is drawn; the JSON has all (default: 0.3)')
+                        help='lowest score of a detection that is drawn; the JSON has all (default: 0.3)')
     parser.add_argument('--deploy', action='store_true', help='merge the network first: the same results, faster')
-    parser.add_argument('--device', help="'cpu', 'cuda', 'cuda:1', ...; by default a GPU where there is one")
-    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE', help='changes to the config')
-    parser.add_argument('--trust-checkpoint', action='store_true',
-                        help='load a checkpoint that is more than data, or from an address: it can run any code')
-    # What load_config asks for beyond these belongs to trainings and tests.
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    parser.add_argument('--device', help="'cpu', 'cuda', 'cuda:1', ... (default: a GPU if there is one)")
+    add_trust_argument(parser)
     return parser, parser.parse_args()
 
 
 def find_images(inputs: Sequence[str], out_dir: Path) -> dict[str, str]:
-    """Paths of all images by the names that their results get.
+    """Paths of all images by the names of their results.
 
     Raises:
-        ValueError: If there are none, two have one name, or results would be
-            written among them.
+        ValueError: If there are none, two have the same name, or the results
+            would lie in a folder of images.
     """
     images: dict[str, str] = {}
     for given in map(Path, inputs):
@@ -69,7 +76,8 @@ def find_images(inputs: Sequence[str], out_dir: Path) -> dict[str, str]:
             raise ValueError(f'image or folder {str(given)!r} does not exist')
         for name, path in found.items():
             if images.setdefault(name, path) != path:
-                raise ValueError(f'{images[name]!r} and {path!r} would both give {name!r} in --out-dir: run them apart')
+                raise ValueError(f'{images[name]!r} and {path!r} would both give {name!r} in --out-dir: run them '
+                                 'separately')
     return images
 
 
@@ -125,15 +133,37 @@ def build_classifier(cfg: Config, checkpoint: str, device: str, score_thr: float
 BUILDERS = dict(mmdet=build_detector, mmseg=build_segmentor, mmpretrain=build_classifier)
 
 
-def write(out_dir: Path, name: str, prediction: Prediction) -> None:
-    found, labels, picture = prediction
+def result_files(out_dir: Path, name: str) -> tuple[Path, Path, Path]:
+    """The picture, the prediction and, of a segmentor, the label map of an image."""
     ending = '' if Path(name).suffix.lower() in ('.jpg', '.jpeg', '.png') else '.png'
-    mmcv.imwrite(np.ascontiguousarray(picture[..., ::-1]), str(out_dir / 'pictures' / (name + ending)))
-    path = out_dir / 'predictions' / (name + '.json')
-    path.parent.mkdir(parents=True, exist_ok=True)
+    predictions = out_dir / 'predictions'
+    return out_dir / 'pictures' / (name + ending), predictions / (name + '.json'), predictions / (name + '.png')
+
+
+def refuse_overwrites(outputs: Iterable[Path], inputs: Iterable[str], force: bool) -> None:
+    """Calls :func:`refuse_overwrite` for every output, with the one input that could be the same file.
+
+    Raises:
+        ValueError: If an output is an input, or exists and ``force`` is False.
+    """
+    def identity(path: str | Path) -> tuple[int, int]:
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+
+    sources = {identity(path): path for path in inputs}
+    for path in outputs:
+        source = sources.get(identity(path)) if path.exists() else None
+        refuse_overwrite(path, [] if source is None else [source], force)
+
+
+def write(files: tuple[Path, Path, Path], prediction: Prediction) -> None:
+    found, labels, picture = prediction
+    picture_file, prediction_file, label_file = files
+    mmcv.imwrite(np.ascontiguousarray(picture[..., ::-1]), str(picture_file))
+    prediction_file.parent.mkdir(parents=True, exist_ok=True)
     if labels is not None:
-        mmcv.imwrite(labels.astype(np.uint8), str(path.with_suffix('.png')))
-    path.write_text(json.dumps(found))
+        mmcv.imwrite(labels.astype(np.uint8), str(label_file))
+    prediction_file.write_text(json.dumps(found))
 
 
 def main() -> None:
@@ -153,6 +183,9 @@ def main() -> None:
         parser.error(f'--device {device}: torch sees no GPU')
     try:
         images = find_images(args.images, args.out_dir)
+        files = {name: result_files(args.out_dir, name) for name in images}
+        inputs = [path for path in (args.config, args.checkpoint, *images.values()) if os.path.isfile(path)]
+        refuse_overwrites([path for found in files.values() for path in found], inputs, args.force)
         content = None if args.trust_checkpoint else read_trusted(args.checkpoint)
         inferencer, predict = BUILDERS[cfg.default_scope](cfg, args.checkpoint, device, args.score_thr)
         if content is not None:
@@ -160,9 +193,9 @@ def main() -> None:
         if args.deploy:
             merge_model(inferencer.model)
     except (TypeError, ValueError) as error:
-        hint = '' if cfg.get('runner_type') != 'CocoFormatRunner' else (
-            '\nThis config gets its classes from the training data: name the one that the training has left in its '
-            'work folder')
+        hint = '' if not is_own_data_config(cfg) or cfg.get('classes') else (
+            '\nThis config takes its classes from the training data, which is missing here: use the config that the '
+            'training saved in its work folder, or --cfg-options classes=...')
         parser.exit(1, f'nothing was started: {error}{hint}\n')
 
     broken: list[str] = []
@@ -177,7 +210,7 @@ def main() -> None:
             whole = [name for name in batch if not findings[name]]
             if whole:
                 for name, prediction in zip(whole, predict([images[name] for name in whole])):
-                    write(args.out_dir, name, prediction)
+                    write(files[name], prediction)
             progress.advance(task, len(batch))
     print(f'{len(images) - len(broken)} images: pictures in {args.out_dir / "pictures"}, predictions in '
           f'{args.out_dir / "predictions"}')

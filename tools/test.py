@@ -1,9 +1,10 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Tests a checkpoint: metrics, predictions to a file, pictures of them."""
+"""Tests a checkpoint: prints the metrics, writes the predictions to a file, draws them."""
 import argparse
 import logging
 import os
 from numbers import Real
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -12,24 +13,48 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from partialnet_mm.engine.runners.command_line import add_common_arguments, build_runner, check_data, leave, load_config
+from partialnet_mm.checkpoint.atomic import refuse_overwrite
+from partialnet_mm.engine.runners.command_line import (
+    add_config_arguments,
+    add_runner_arguments,
+    build_runner,
+    check_data,
+    leave,
+    load_runner_config,
+)
 from partialnet_mm.models import merge_model
+from partialnet_mm.preflight import image_folders
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file; with --trust-checkpoint also an address')
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to this file')
-    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder, which must be new '
+                        'or empty')
+    parser.add_argument('--force', action='store_true',
+                        help='overwrite the file of --out, and draw into a --show-dir that is not empty; the images '
+                        'of the test are never overwritten')
     parser.add_argument('--deploy', action='store_true',
                         help='merge the network after loading it: the same results, faster')
-    add_common_arguments(parser)
+    add_runner_arguments(parser)
     return parser, parser.parse_args()
 
 
+def check_show_dir(cfg: Config, folder: str, force: bool) -> None:
+    """Raises ValueError for a folder with files in it, and always for one of the images that are tested."""
+    shown = Path(folder).resolve()
+    for images in image_folders(cfg.test_dataloader.dataset) if cfg.get('test_dataloader') else ():
+        if Path(images).resolve() in (shown, *shown.parents):
+            raise ValueError(f'--show-dir {folder!r} lies in the folder of the images, {images!r}: pictures would '
+                             'overwrite them. Name another folder')
+    if not force and shown.is_dir() and any(shown.iterdir()):
+        raise ValueError(f'--show-dir {folder!r} is not empty. --force draws into it all the same')
+
+
 def draw_predictions(cfg: Config, folder: str) -> None:
-    """Lets the config's visualization hook draw into a folder; each library names its options otherwise."""
+    """Makes the config's visualization hook draw into a folder; the option's name depends on the library."""
     hook = cfg.default_hooks.visualization
     folder = os.path.abspath(folder)
     if hook.type == 'DetVisualizationHook':
@@ -37,7 +62,7 @@ def draw_predictions(cfg: Config, folder: str) -> None:
     elif hook.type == 'VisualizationHook':
         hook.update(enable=True, out_dir=folder)
     else:
-        hook.update(draw=True, interval=1)  # mmsegmentation 1.2 draws each 50th batch else
+        hook.update(draw=True, interval=1)  # otherwise mmsegmentation 1.2 draws every 50th batch
         cfg.visualizer.save_dir = folder
 
 
@@ -49,40 +74,56 @@ def dump_predictions(cfg: Config, path: str) -> None:
 
 
 class MergeHook(Hook):
-    """Merges the network when its weights have been loaded."""
+    """Merges the network after its weights are loaded."""
 
     def before_test(self, runner: Runner) -> None:
         merge_model(runner.model.module if is_model_wrapper(runner.model) else runner.model)
 
 
+def without_file_name(cfg: Config) -> Config:
+    """The same config without the name of its file.
+
+    A runner saves its config in the work folder under that name, which here would overwrite the config that the
+    training saved; without a name the runner uses the time.
+    """
+    # In a pure-Python config, imported classes and functions are entries, too.
+    plain = (dict, list, tuple, str, int, float, bool, type(None))
+    return Config({key: cfg[key] for key in cfg if isinstance(cfg[key], plain)})
+
+
 def main() -> None:
     parser, args = parse_args()
-    cfg = load_config(parser, args)
+    cfg = load_runner_config(parser, args, splits=('test', ))
     if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
         parser.error(f'checkpoint {args.checkpoint!r} does not exist')
     cfg.load_from = args.checkpoint
-    cfg.resume = False  # the config that a resumed training leaves in its work folder says True
-    # A test must not ask for other data than its own.
+    cfg.resume = False  # it is True in the config that a resumed training saves in its work folder
+    # A test must not need other data than its own.
     for name in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'val_cfg', 'val_dataloader',
                  'val_evaluator'):
         cfg[name] = None
-    if args.show_dir:
-        if 'visualization' not in cfg.get('default_hooks', {}):
-            parser.error(f'--show-dir: {args.config} has no default_hooks.visualization')
-        draw_predictions(cfg, args.show_dir)
-        if args.launcher != 'none':
-            print_log('--show-dir: the main process draws its share of the images only; one process draws all',
-                      logger='current', level=logging.WARNING)
-    if args.out:
-        if not args.out.endswith(('.pkl', '.pickle')):
-            parser.error(f'--out must end in .pkl or .pickle, got {args.out!r}')
-        dump_predictions(cfg, args.out)
+    try:
+        if args.show_dir:
+            if 'visualization' not in cfg.get('default_hooks', {}):
+                raise ValueError(f'--show-dir: {args.config} has no default_hooks.visualization')
+            check_show_dir(cfg, args.show_dir, args.force)
+            draw_predictions(cfg, args.show_dir)
+            if args.launcher != 'none':
+                print_log('--show-dir: the main process draws its share of the images only; one process draws all',
+                          logger='current', level=logging.WARNING)
+        if args.out:
+            if not args.out.endswith(('.pkl', '.pickle')):
+                raise ValueError(f'--out must end in .pkl or .pickle, got {args.out!r}')
+            refuse_overwrite(args.out, (args.config, args.checkpoint), args.force)
+            dump_predictions(cfg, args.out)
+    except ValueError as error:
+        parser.error(str(error))
     if not args.skip_preflight:
         check_data(parser, cfg, ('test', ))
     if args.deploy:
         # It would put averaged weights, which a test has loaded already, into the layers of the unmerged network.
         cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or () if hook.type != 'EMAHook']
-    runner = build_runner(cfg, least_fit=1, trust_checkpoint=args.trust_checkpoint)
+    runner = build_runner(without_file_name(cfg), least_fit=1, trust_checkpoint=args.trust_checkpoint)
     if args.deploy:
         runner.register_hook(MergeHook())
     metrics = runner.test()

@@ -5,25 +5,34 @@ import os
 
 import torch
 
-from partialnet_mm.engine.runners.command_line import add_common_arguments, build_runner, check_data, leave, load_config
+from partialnet_mm.engine.runners.command_line import (
+    add_config_arguments,
+    add_runner_arguments,
+    build_runner,
+    check_data,
+    leave,
+    load_runner_config,
+)
+
+SPLITS = ('train', 'val')
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    add_config_arguments(parser)
     parser.add_argument('--amp', action='store_true', help='train in mixed precision (needs a GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate from the config's auto_scale_lr.base_batch_size to the actual "
-                        'batch')
+                        'batch size')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from a checkpoint; without a name, from the newest in the work folder')
-    add_common_arguments(parser)
+                        help='continue from a checkpoint; without a name, from the newest in the work folder')
+    add_runner_arguments(parser)
     return parser, parser.parse_args()
 
 
 def main() -> None:
     parser, args = parse_args()
-    cfg = load_config(parser, args)
+    cfg = load_runner_config(parser, args, SPLITS)
     if args.amp:
         if not torch.cuda.is_available():
             parser.error('--amp needs a GPU, and torch sees none')
@@ -33,14 +42,14 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             parser.error(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
-    # torchrun has started this process again after one failed.
+    # torchrun starts the processes again after one of them failed.
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
     if args.resume or restarted:
         cfg.resume = True
         cfg.load_from = None if restarted or args.resume == 'auto' else args.resume
     if not args.skip_preflight:
-        check_data(parser, cfg, ('train', 'val'))
-    # heads for other classes, or other heads, may differ
+        check_data(parser, cfg, SPLITS)
+    # Heads may differ: other classes, or another kind of head.
     build_runner(cfg, least_fit=0.5, trust_checkpoint=args.trust_checkpoint).train()
 
 

@@ -1,4 +1,4 @@
-# Table 13: FasterNet-L under PartialNet-L's recipe: partial convolution as mixer, no attention.
+# Table 13: FasterNet-L under PartialNet-L's recipe: partial convolution as token mixer, no attention.
 _base_ = '../pretrain/partialnet_l_in1k.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# Table 13: FasterNet-M under PartialNet-M's recipe: partial convolution as mixer, no attention.
+# Table 13: FasterNet-M under PartialNet-M's recipe: partial convolution as token mixer, no attention.
 _base_ = '../pretrain/partialnet_m_in1k.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# Table 13: FasterNet-S under PartialNet-S's recipe: partial convolution as mixer, no attention.
+# Table 13: FasterNet-S under PartialNet-S's recipe: partial convolution as token mixer, no attention.
 _base_ = '../pretrain/partialnet_s_in1k.py'
 
 model = dict(

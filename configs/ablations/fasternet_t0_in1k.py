@@ -1,4 +1,4 @@
-# Table 13: FasterNet-T0 under PartialNet-T0's recipe: partial convolution as mixer, no attention.
+# Table 13: FasterNet-T0 under PartialNet-T0's recipe: partial convolution as token mixer, no attention.
 _base_ = '../pretrain/partialnet_t0_in1k.py'
 
 model = dict(

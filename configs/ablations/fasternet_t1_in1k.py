@@ -1,4 +1,4 @@
-# Table 13: FasterNet-T1 under PartialNet-T1's recipe: partial convolution as mixer, no attention.
+# Table 13: FasterNet-T1 under PartialNet-T1's recipe: partial convolution as token mixer, no attention.
 _base_ = '../pretrain/partialnet_t1_in1k.py'
 
 model = dict(

@@ -1,5 +1,5 @@
-# Table 6, depthwise: a depthwise 3x3 convolution in the place of PAT_ch, widened to the time of the others. The paper
-# does not say how far; 74 comes nearest to its 15.8 M parameters and 1.28 G multiply-adds.
+# Table 6, depthwise: a depthwise 3x3 convolution instead of PAT_ch, widened to the latency of the others. The paper
+# does not state the width; 74 is nearest to its 15.8 M parameters and 1.28 G multiply-adds.
 _base_ = '../pretrain/partialnet_t2_in1k.py'
 
 model = dict(

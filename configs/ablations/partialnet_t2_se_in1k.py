@@ -1,4 +1,4 @@
-# Table 12: squeeze-and-excitation in the place of the Gaussian gate.
+# Table 12: squeeze-and-excitation instead of the Gaussian gate.
 _base_ = '../pretrain/partialnet_t2_in1k.py'
 
 model = dict(backbone=dict(gate='se'))

@@ -11,7 +11,7 @@ model = dict(
     backbone=dict(
         arch='s',
         drop_path_rate=0.15,
-        # What configs/pretrain/partialnet_s_in1k.py leaves after its 300 epochs.
+        # The checkpoint of configs/pretrain/partialnet_s_in1k.py after its 300 epochs.
         init_cfg=dict(
             type='Pretrained', checkpoint='work_dirs/partialnet_s_in1k/epoch_300.pth', prefix='backbone.')),
     neck=dict(in_channels=[96, 192, 384, 768]))

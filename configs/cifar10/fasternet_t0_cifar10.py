@@ -1,4 +1,4 @@
-# FasterNet-T0, which PartialNet replaces, on CIFAR-10: partial convolution as mixer, no attention, FasterNet's sizes.
+# FasterNet-T0, PartialNet's baseline, on CIFAR-10: partial convolution as token mixer, no attention, FasterNet's sizes.
 _base_ = './partialnet_t0_cifar10.py'
 
 model = dict(

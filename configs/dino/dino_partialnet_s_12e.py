@@ -10,12 +10,12 @@ model = dict(
     backbone=dict(
         arch='s',
         drop_path_rate=0.15,
-        # What configs/pretrain/partialnet_s_in1k.py leaves after its 300 epochs.
+        # The checkpoint of configs/pretrain/partialnet_s_in1k.py after its 300 epochs.
         init_cfg=dict(
             type='Pretrained', checkpoint='work_dirs/partialnet_s_in1k/epoch_300.pth', prefix='backbone.')),
     neck=dict(in_channels=[192, 384, 768]))
 
-# No warm-up, one drop, clipped gradients, and a tenth of the rate for the backbone.
+# No warm-up, one step of the rate, clipped gradients, and a tenth of the rate for the backbone.
 param_scheduler = [dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[11], gamma=0.1)]
 optim_wrapper = dict(
     optimizer=dict(lr=1e-4),

@@ -1,4 +1,4 @@
-# The search for PartialNet-L's split ratios on ImageNet-1k (Sec. 3.2 of the paper), by its pretraining's recipe.
+# The search for PartialNet-L's split ratios on ImageNet-1k (Sec. 3.2 of the paper), by the recipe of its pretraining.
 _base_ = ['../pretrain/partialnet_l_in1k.py', '../_base_/models/dpconv_search.py']
 
 model = _base_.dpconv_search

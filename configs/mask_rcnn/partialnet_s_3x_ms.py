@@ -1,5 +1,5 @@
-# Mask R-CNN, PartialNet-S, 3x schedule on COCO with a shorter side of 640 to 800, as mmdet's multi-scale 3x: each of
-# 12 epochs goes through the images three times.
+# Mask R-CNN, PartialNet-S, 3x schedule on COCO with a shorter side of 640 to 800, like mmdet's multi-scale 3x: each of
+# the 12 epochs uses every image three times.
 _base_ = './partialnet_s_1x.py'
 
 load_masks = dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=False)

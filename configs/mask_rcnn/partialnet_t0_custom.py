@@ -3,8 +3,8 @@
 #   python tools/train.py configs/mask_rcnn/partialnet_t0_custom.py --cfg-options \
 #       data_root=my_data "classes=['cat','dog']" checkpoint=partialnet_t0_in1k.pth
 #
-# data_root holds images/ and annotations/instances_{train,val}.json. Other names:
-# train_dataloader.dataset.dataset.ann_file=..., .data_prefix.img=..., and the same for
+# data_root contains images/ and annotations/instances_{train,val}.json. To use other names, set
+# train_dataloader.dataset.dataset.ann_file=..., .data_prefix.img=..., and the same of
 # val_dataloader.dataset and test_dataloader.dataset.
 _base_ = [
     '../_base_/models/mask_rcnn_partialnet_light.py',
@@ -13,11 +13,15 @@ _base_ = [
     '../_base_/runtime/detection.py',
 ]
 
-# CocoFormatRunner writes these three wherever they are needed.
-runner_type = 'CocoFormatRunner'
+# With own_data, the tools write the three settings below wherever mmdet reads them: data_root into data sets and
+# metrics, classes into data sets and (their number) into heads, checkpoint into the backbone. A config of your own
+# needs no more than own_data = True and the three.
+own_data = True
 data_root = 'data/custom/'
-classes = None  # all categories of the training annotations
-checkpoint = None  # random weights; else a checkpoint of configs/pretrain
+classes = None  # a list of names, or None for all categories of the training annotations
+checkpoint = None  # a checkpoint of configs/pretrain, or None for random weights
+# For scripts of other libraries, which do not know own_data: this runner does the same.
+runner_type = 'CocoFormatRunner'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -35,7 +39,7 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
 ]
-# Each epoch goes through the images 8 times: small data sets need more steps, not more epochs.
+# Each epoch uses every image 8 times: small data sets need more steps, not more epochs.
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,

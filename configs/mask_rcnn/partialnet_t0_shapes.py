@@ -9,7 +9,7 @@ _base_ = [
 
 model = dict(
     roi_head=dict(
-        # One box regression for all classes learns from more boxes.
+        # One box regression for all classes is trained on more boxes.
         bbox_head=dict(num_classes=3, reg_class_agnostic=True),
         mask_head=dict(num_classes=3)))
 
@@ -23,13 +23,13 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # the images' own size; mmdet's heads ask for the scale that a resize notes down
+    # The size of the images: mmdet's heads need the scale factor that Resize records.
     dict(type='Resize', scale=(256, 256), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
 ]
 train_dataloader = dict(
-    # 4 processes: a batch of 16
+    # With 4 processes a batch of 16.
     batch_size=4,
     num_workers=1,
     dataset=dict(
@@ -51,7 +51,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
-# Random weights learn faster with a higher rate and a shorter warm-up than a fine-tuning.
+# Random weights learn faster at a higher rate and with a shorter warm-up than pretrained ones.
 max_epochs = 22
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),

@@ -1,4 +1,4 @@
-# ConvNeXt-T on CIFAR-10, three epochs from random weights: what convnext_t_patconv_cifar10.py is compared with.
+# ConvNeXt-T on CIFAR-10, three epochs from random weights: the baseline of convnext_t_patconv_cifar10.py.
 _base_ = [
     '../_base_/models/convnext_t_classifier.py',
     '../_base_/datasets/cifar10.py',

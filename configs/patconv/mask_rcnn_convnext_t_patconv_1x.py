@@ -16,9 +16,9 @@ model = dict(
         drop_path_rate=0.4,
         layer_scale_init_value=1.0,
         gap_before_final_norm=False,
-        # The only batch norms of a ConvNeXt: at 2 images a GPU they keep the statistics of the pretraining.
+        # The only batch norms of a ConvNeXt: at 2 images per GPU they keep the statistics of the pretraining.
         patconv_cfg=dict(norm_eval=True),
-        # What configs/patconv/convnext_t_patconv_in1k.py leaves after its 300 epochs.
+        # The checkpoint of configs/patconv/convnext_t_patconv_in1k.py after its 300 epochs.
         init_cfg=dict(
             type='Pretrained', checkpoint='work_dirs/convnext_t_patconv_in1k/epoch_300.pth', prefix='backbone.')),
     neck=dict(in_channels=[96, 192, 384, 768]))

@@ -19,7 +19,7 @@ model = dict(
         norm_eval=True,
         style='pytorch',
         conv_cfg=dict(type='PATConv'),
-        # What configs/patconv/resnet50_patconv_in1k.py leaves after its 100 epochs.
+        # The checkpoint of configs/patconv/resnet50_patconv_in1k.py after its 100 epochs.
         init_cfg=dict(
             type='Pretrained', checkpoint='work_dirs/resnet50_patconv_in1k/epoch_100.pth', prefix='backbone.')),
     neck=dict(in_channels=[256, 512, 1024, 2048]))

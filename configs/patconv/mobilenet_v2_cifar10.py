@@ -1,4 +1,4 @@
-# MobileNetV2 on CIFAR-10, three epochs from random weights: what mobilenet_v2_patconv_cifar10.py is compared with.
+# MobileNetV2 on CIFAR-10, three epochs from random weights: the baseline of mobilenet_v2_patconv_cifar10.py.
 _base_ = [
     '../_base_/models/mobilenet_v2_classifier.py',
     '../_base_/datasets/cifar10.py',

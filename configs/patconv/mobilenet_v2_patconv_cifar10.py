@@ -1,4 +1,4 @@
-# MobileNetV2 with PATConv on CIFAR-10, otherwise as mobilenet_v2_cifar10.py (Table 5 of the paper, by learning).
+# MobileNetV2 with PATConv on CIFAR-10, otherwise as mobilenet_v2_cifar10.py (the networks of Table 5 of the paper).
 _base_ = './mobilenet_v2_cifar10.py'
 
 model = dict(backbone=dict(conv_cfg=dict(type='PATConv')))

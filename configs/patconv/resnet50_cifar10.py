@@ -1,4 +1,4 @@
-# ResNet-50 on CIFAR-10, three epochs from random weights: what resnet50_patconv_cifar10.py is compared with.
+# ResNet-50 on CIFAR-10, three epochs from random weights: the baseline of resnet50_patconv_cifar10.py.
 _base_ = [
     '../_base_/models/resnet50_classifier.py',
     '../_base_/datasets/cifar10.py',

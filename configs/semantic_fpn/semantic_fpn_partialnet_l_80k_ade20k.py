@@ -1,4 +1,4 @@
-# Semantic FPN, PartialNet-L, 80k iterations on ADE20K. All but the backbone is PartialNet-S's.
+# Semantic FPN, PartialNet-L, 80k iterations on ADE20K. Only the backbone differs from PartialNet-S's config.
 _base_ = './semantic_fpn_partialnet_s_80k_ade20k.py'
 
 model = dict(

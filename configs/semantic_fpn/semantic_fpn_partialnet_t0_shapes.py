@@ -11,7 +11,7 @@ _base_ = [
     '../_base_/runtime/segmentation.py',
 ]
 
-# Processes on a CPU share no norms.
+# SyncBN does not run on a CPU.
 norm_cfg = dict(type='BN', requires_grad=True)
 crop_size = (192, 192)
 model = dict(
@@ -38,7 +38,7 @@ test_pipeline = [
     dict(type='PackSegInputs')
 ]
 train_dataloader = dict(
-    # 2 processes: a batch of 16, the schedule's
+    # With 2 processes a batch of 16, as in the schedule.
     batch_size=8,
     num_workers=1,
     persistent_workers=True,
@@ -64,7 +64,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
-# Random weights learn faster with a higher rate than a fine-tuning.
+# Random weights learn faster at a higher rate than pretrained ones.
 max_iters = 500
 train_cfg = dict(max_iters=max_iters, val_interval=100)
 param_scheduler = [

@@ -1,4 +1,4 @@
-# UPerNet, PartialNet-L, 160k iterations on ADE20K. All but the backbone is PartialNet-S's.
+# UPerNet, PartialNet-L, 160k iterations on ADE20K. Only the backbone differs from PartialNet-S's config.
 _base_ = './upernet_partialnet_s_160k_ade20k.py'
 
 model = dict(
@@ -7,5 +7,5 @@ model = dict(
     decode_head=dict(in_channels=[160, 320, 640, 1280]),
     auxiliary_head=dict(in_channels=640))
 
-# More blocks than S: with this the stem learns at the same 0.15 of the rate.
+# It has more blocks than S: with this decay rate its stem also learns at 0.15 of the full rate.
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.94))

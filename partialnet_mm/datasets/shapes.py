@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""A small instance segmentation data set that is drawn, not fetched."""
+"""A small instance segmentation data set that is drawn, not downloaded."""
 import json
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from pycocotools import mask as mask_utils
 
 SHAPE_CLASSES = ('disc', 'box', 'triangle')
 
-# Part of a shape that a later one may cover.
+# The largest fraction of a shape that a later one may cover.
 _MAX_COVERED = 0.1
-# Least distance of a shape's colour from the background's, of at most 441.
+# The smallest Euclidean distance of a shape's colour from the background's; the largest possible is 441.
 _MIN_CONTRAST = 120
 
 
@@ -26,15 +26,15 @@ def write_shapes_dataset(root: str | Path,
     give the same files.
 
     Args:
-        root: Folder to write to: images go to ``root/<split>/``,
-            annotations to ``root/annotations/instances_<split>.json``.
+        root: Output folder: images go to ``root/<split>/``, annotations to
+            ``root/annotations/instances_<split>.json``.
         images: Number of images of each split, e.g.
             ``dict(train=240, val=48)``.
         size: Height and width in pixels. Defaults to 256.
-        seed: Of the random numbers. Defaults to 0.
+        seed: Seed of the random numbers. Defaults to 0.
 
     Returns:
-        dict[str, int]: Number of objects of each split.
+        Number of objects of each split.
 
     Raises:
         ValueError: If ``size`` is below 64 or a split has no image.
@@ -83,7 +83,7 @@ def _draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[t
             continue
         shapes = [*visible, (category, mask)]
         areas.append(int(mask.sum()))
-        # An edge of a pixel or so, as a lens would give it.
+        # The edge is about one pixel wide, as in a photograph.
         alpha = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0.7)[..., None]
         colour = rng.uniform(30, 225, 3)
         while np.linalg.norm(colour - background) < _MIN_CONTRAST:
@@ -104,18 +104,18 @@ def _texture(rng: np.random.Generator, size: int, colour: np.ndarray) -> np.ndar
 
 
 def _shape_mask(rng: np.random.Generator, size: int, category: int) -> np.ndarray:
-    """The place of one shape, (size, size) in bool."""
+    """The mask of one shape, (size, size) in bool."""
     centre = rng.uniform(0.2 * size, 0.8 * size, 2)
     radius = rng.uniform(0.13, 0.25) * size
     stretch = rng.uniform(0.75, 1.0)
     angle = rng.uniform(-0.3, 0.3)
     if SHAPE_CLASSES[category] == 'disc':
-        turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+        angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     elif SHAPE_CLASSES[category] == 'box':
-        turns = np.pi / 4 + np.arange(4) * np.pi / 2
+        angles = np.pi / 4 + np.arange(4) * np.pi / 2
     else:
-        turns = -np.pi / 2 + np.arange(3) * 2 * np.pi / 3
-    outline = np.stack((np.cos(turns), stretch * np.sin(turns)), axis=1) * radius
+        angles = -np.pi / 2 + np.arange(3) * 2 * np.pi / 3
+    outline = np.stack((np.cos(angles), stretch * np.sin(angles)), axis=1) * radius
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     mask = np.zeros((size, size), np.uint8)
     cv2.fillPoly(mask, [np.rint(outline @ rotation.T + centre).astype(np.int32)], 1)

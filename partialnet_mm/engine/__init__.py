@@ -11,10 +11,12 @@ from .hooks import (
     TrainResolutionHook,
 )
 from .optimizers import PartialNetLayerDecayConstructor
-from .runners import CocoFormatRunner, spread_data_settings
+from .runners import CocoFormatRunner, apply_own_data_settings
+
+spread_data_settings = apply_own_data_settings  # its name in version 0.1
 
 __all__ = [
     'CocoFormatRunner', 'CrashSafeCheckpointHook', 'EXIT_PREEMPTED', 'EpochDataHook', 'FiniteHook', 'PATConvCheckHook',
     'PartialNetLayerDecayConstructor', 'PreemptionHook', 'PreflightHook', 'RatioHook', 'TrainResolutionHook',
-    'spread_data_settings'
+    'apply_own_data_settings', 'spread_data_settings'
 ]

@@ -10,12 +10,12 @@ from typing import Any
 from .findings import Finding
 from .images import check_image, sample
 
-#: Pixels by which rounding may move a box or a mask over the border.
+#: Number of pixels by which rounding may move a box or a mask over the border.
 MARGIN = 1.
-#: What mmdet trains with all the same, and part of all annotations up to which it does not stop a training: a few of
-#: hundreds of thousands are a large data set's noise, a few of hundreds are a mistake.
+#: Errors that mmdet can train with, and the fraction of all annotations up to which they do not stop a training: a few
+#: among hundreds of thousands are the noise of a large data set, a few among hundreds are a mistake.
 TOLERATED = ('box outside', 'mask outside', 'mask malformed')
-TOLERATED_PART = 1e-3
+TOLERATED_FRACTION = 1e-3
 
 
 def check_coco(ann_file: str,
@@ -26,17 +26,17 @@ def check_coco(ann_file: str,
     """Checks an annotation file and its images.
 
     Args:
-        ann_file: The annotations.
-        image_folder: Where the images' file names start.
-        classes: Classes that the training uses; None
-            for all of the file. Defaults to None.
+        ann_file: The annotation file.
+        image_folder: Folder that the images' file names are relative to.
+        classes: Classes that the training uses, None for all of the file.
+            Defaults to None.
         masks: Whether the training needs masks. Defaults to True.
-        images: Images to decode, evenly spread over the file,
-            None for all; whether it exists is checked of each. Defaults to
-            200.
+        images: Number of images to decode, evenly spread over the file, None
+            for all. Whether the file exists is checked for every image.
+            Defaults to 200.
 
     Returns:
-        list[Finding]: Errors and notes.
+        Errors and notes.
     """
     content = _read(ann_file)
     if isinstance(content, Finding):
@@ -46,9 +46,9 @@ def check_coco(ann_file: str,
 
 
 def _tolerate(findings: list[Finding], annotations: int) -> list[Finding]:
-    """Makes notes of errors that are few enough among all annotations."""
+    """Turns errors of a tolerated kind into notes if they are few among all annotations."""
     counts = Counter(finding.kind for finding in findings)
-    few = [kind for kind in TOLERATED if counts[kind] <= TOLERATED_PART * annotations]
+    few = [kind for kind in TOLERATED if counts[kind] <= TOLERATED_FRACTION * annotations]
     return [finding._replace(note=True) if finding.kind in few else finding for finding in findings]
 
 
@@ -81,7 +81,7 @@ def _is_number(value: Any) -> bool:
 
 
 class _CocoChecks:
-    """The checks of one file, in the order in which one makes sense of the next."""
+    """The checks of one file; later checks use what earlier ones found."""
 
     def __init__(self, ann_file: str, image_folder: str, content: dict[str, list[dict]],
                  classes: Sequence[str] | None, masks: bool, images: int | None) -> None:
@@ -100,15 +100,15 @@ class _CocoChecks:
         yield from self._check_annotations()
         yield from self._check_files()
 
-    def _finding(self, kind: str, place: str, text: str, note: bool = False) -> Finding:
-        return Finding(kind, self.ann_file, place, text, note)
+    def _finding(self, kind: str, where: str, text: str, note: bool = False) -> Finding:
+        return Finding(kind, self.ann_file, where, text, note)
 
     def _check_categories(self) -> Iterator[Finding]:
         names: Counter = Counter()
         for index, category in enumerate(self.content['categories']):
             if 'id' not in category or not isinstance(category.get('name'), str):
                 yield self._finding('category incomplete', f'categories[{index}]',
-                                    f'it needs id and name, and is {category!r}')
+                                    f'it needs id and name, but is {category!r}')
                 continue
             if category['id'] in self.name_by_category:
                 yield self._finding('category id twice', f'categories[{index}]',
@@ -125,26 +125,26 @@ class _CocoChecks:
                                 f'the config trains {missing}, which are not among {sorted(names)}')
         unused = [name for name in names if self.classes is not None and name not in self.classes]
         if unused:
-            yield self._finding('category not trained', 'categories', f'the config leaves out {unused}', note=True)
+            yield self._finding('category not trained', 'categories', f'the config does not train {unused}', note=True)
 
     def _check_images(self) -> Iterator[Finding]:
         if not self.content['images']:
             yield self._finding('no images', 'images', 'the list is empty')
         paths: dict[Any, Any] = {}
         for index, image in enumerate(self.content['images']):
-            place = f'images[{index}]'
+            where = f'images[{index}]'
             lacking = [key for key in ('id', 'file_name', 'width', 'height') if key not in image]
             if lacking:
-                yield self._finding('image incomplete', place, f'it has no {", ".join(lacking)}')
+                yield self._finding('image incomplete', where, f'it has no {", ".join(lacking)}')
                 continue
-            place = f'image {image["id"]!r} ({image["file_name"]})'
+            where = f'image {image["id"]!r} ({image["file_name"]})'
             if image['id'] in self.image_by_id:
-                yield self._finding('image id twice', place,
+                yield self._finding('image id twice', where,
                                     f'{self.image_by_id[image["id"]]["file_name"]!r} has the same id')
             if image['file_name'] in paths:
-                yield self._finding('image file twice', place, f'image {paths[image["file_name"]]!r} is the same file')
+                yield self._finding('image file twice', where, f'image {paths[image["file_name"]]!r} is the same file')
             if not all(_is_number(image[key]) and image[key] > 0 for key in ('width', 'height')):
-                yield self._finding('image size impossible', place,
+                yield self._finding('image size impossible', where,
                                     f'width {image["width"]!r}, height {image["height"]!r}')
                 continue
             self.image_by_id[image['id']] = image
@@ -160,33 +160,34 @@ class _CocoChecks:
                 yield self._finding('annotation incomplete', f'annotations[{index}]', f'it has no {", ".join(lacking)}')
                 continue
             image = self.image_by_id.get(annotation['image_id'])
-            place = f'annotation {annotation["id"]!r} of image {annotation["image_id"]!r}'
+            where = f'annotation {annotation["id"]!r} of image {annotation["image_id"]!r}'
             if image is None:
-                yield self._finding('annotation without image', place, 'no usable image has this id')
+                yield self._finding('annotation without image', where, 'no usable image has this id')
                 continue
-            place += f' ({image["file_name"]})'
+            where += f' ({image["file_name"]})'
             ids[annotation['id']] += 1
             if ids[annotation['id']] == 2:
-                yield self._finding('annotation id twice', place, 'another annotation has the same id')
+                yield self._finding('annotation id twice', where, 'another annotation has the same id')
             if annotation['category_id'] not in self.name_by_category:
-                yield self._finding('annotation without category', place,
+                yield self._finding('annotation without category', where,
                                     f'category {annotation["category_id"]!r} is not among '
                                     f'{sorted(self.name_by_category, key=str)}')
                 continue
             iscrowd = annotation.get('iscrowd', 0)
             if iscrowd not in (0, 1):
-                yield self._finding('iscrowd', place, f'it must be 0 or 1, and is {iscrowd!r}')
+                yield self._finding('iscrowd', where, f'it must be 0 or 1, but is {iscrowd!r}')
             if 'area' not in annotation or not _is_number(annotation['area']):
-                yield self._finding('area', place, f'it must be a number, and is {annotation.get("area")!r}')
+                yield self._finding('area', where, f'it must be a number, but is {annotation.get("area")!r}')
             elif annotation['area'] <= 0:
-                yield self._finding('area', place, f'it is {annotation["area"]!r}: mmdet leaves it out', note=True)
-            yield from self._check_box(annotation['bbox'], image, place)
+                yield self._finding('area', where, f'it is {annotation["area"]!r}: mmdet ignores it', note=True)
+            yield from self._check_box(annotation['bbox'], image, where)
             if self.masks:
-                yield from self._check_mask(annotation.get('segmentation'), image, place)
+                yield from self._check_mask(annotation.get('segmentation'), image, where)
             if self.classes is None or self.name_by_category[annotation['category_id']] in self.classes:
                 (crowd if iscrowd else plain)[annotation['image_id']] += 1
         if not plain:
-            yield self._finding('nothing to learn', 'annotations', 'no annotation is of a trained class and no crowd')
+            yield self._finding('nothing to learn', 'annotations',
+                                'all annotations are crowds, or of classes that are not trained')
         empty = [i for i in self.image_by_id if i not in plain and i not in crowd]
         crowd_only = [i for i in crowd if i not in plain]
         for kind, found in (('images without objects', empty), ('images with crowds only', crowd_only)):
@@ -194,56 +195,56 @@ class _CocoChecks:
                 names = [self.image_by_id[i]['file_name'] for i in found[:3]]
                 yield self._finding(kind, 'images', f'{len(found)} of {len(self.image_by_id)}, first {names}', True)
 
-    def _check_box(self, box: Any, image: dict, place: str) -> Iterator[Finding]:
+    def _check_box(self, box: Any, image: dict, where: str) -> Iterator[Finding]:
         if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-            yield self._finding('box malformed', place, f'bbox must be [x, y, width, height], and is {box!r}')
+            yield self._finding('box malformed', where, f'bbox must be [x, y, width, height], but is {box!r}')
             return
         x, y, width, height = box
         size = f'the image is {image["width"]} x {image["height"]}'
         if width < 0 or height < 0:
-            yield self._finding('box negative', place, f'bbox {box} has a negative size; is it [x1, y1, x2, y2]?')
+            yield self._finding('box negative', where, f'bbox {box} has a negative size; is it [x1, y1, x2, y2]?')
         elif width < 1 or height < 1:
-            yield self._finding('box tiny', place, f'bbox {box} has no pixel: mmdet leaves it out', note=True)
+            yield self._finding('box tiny', where, f'bbox {box} has no pixel: mmdet ignores it', note=True)
         elif (x < -MARGIN or y < -MARGIN or x + width > image['width'] + MARGIN
               or y + height > image['height'] + MARGIN):
-            yield self._finding('box outside', place, f'bbox {box} leaves the image; {size}')
+            yield self._finding('box outside', where, f'bbox {box} leaves the image; {size}')
 
-    def _check_mask(self, mask: Any, image: dict, place: str) -> Iterator[Finding]:
+    def _check_mask(self, mask: Any, image: dict, where: str) -> Iterator[Finding]:
         if not mask:
-            yield self._finding('mask missing', place, f'segmentation is {mask!r}; the training needs masks')
+            yield self._finding('mask missing', where, f'segmentation is {mask!r}; the training needs masks')
         elif isinstance(mask, dict):
-            yield from self._check_rle(mask, image, place)
+            yield from self._check_rle(mask, image, where)
         elif isinstance(mask, list):
             for polygon in mask:
-                yield from self._check_polygon(polygon, image, place)
+                yield from self._check_polygon(polygon, image, where)
         else:
-            yield self._finding('mask malformed', place, f'segmentation is a {type(mask).__name__}')
+            yield self._finding('mask malformed', where, f'segmentation is a {type(mask).__name__}')
 
-    def _check_polygon(self, polygon: Any, image: dict, place: str) -> Iterator[Finding]:
+    def _check_polygon(self, polygon: Any, image: dict, where: str) -> Iterator[Finding]:
         if not isinstance(polygon, list) or not all(_is_number(value) for value in polygon):
-            yield self._finding('mask malformed', place, f'a polygon must be a list of numbers, and is '
+            yield self._finding('mask malformed', where, f'a polygon must be a list of numbers, but is '
                                 f'{str(polygon)[:60]}')
         elif len(polygon) < 6 or len(polygon) % 2:
-            yield self._finding('mask malformed', place,
-                                f'a polygon needs x and y of at least 3 points, and has {len(polygon)} numbers')
+            yield self._finding('mask malformed', where,
+                                f'a polygon needs x and y of at least 3 points, but has {len(polygon)} numbers')
         else:
             xs, ys = polygon[::2], polygon[1::2]
             if (min(xs) < -MARGIN or min(ys) < -MARGIN or max(xs) > image['width'] + MARGIN
                     or max(ys) > image['height'] + MARGIN):
-                yield self._finding('mask outside', place,
+                yield self._finding('mask outside', where,
                                     f'a polygon spans x {min(xs):g}..{max(xs):g}, y {min(ys):g}..{max(ys):g}; the '
                                     f'image is {image["width"]} x {image["height"]}')
 
-    def _check_rle(self, mask: dict, image: dict, place: str) -> Iterator[Finding]:
+    def _check_rle(self, mask: dict, image: dict, where: str) -> Iterator[Finding]:
         size, counts = mask.get('size'), mask.get('counts')
         if size != [image['height'], image['width']]:
-            yield self._finding('mask size', place, f'its size is {size!r}, the image is [{image["height"]}, '
+            yield self._finding('mask size', where, f'its size is {size!r}, the image is [{image["height"]}, '
                                 f'{image["width"]}] (height, width)')
         elif isinstance(counts, list):
             if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
-                yield self._finding('mask malformed', place, f'its counts do not add up to {size[0]} x {size[1]}')
+                yield self._finding('mask malformed', where, f'its counts do not add up to {size[0]} x {size[1]}')
         elif not isinstance(counts, str) or not counts:
-            yield self._finding('mask malformed', place, f'counts must be a list or a text, and is {counts!r}')
+            yield self._finding('mask malformed', where, f'counts must be a list or a string, but is {counts!r}')
 
     def _check_files(self) -> Iterator[Finding]:
         if not os.path.isdir(self.image_folder):

@@ -22,20 +22,19 @@ def check_config(cfg: Config,
 
     Args:
         cfg: Any OpenMMLab config.
-        images: Images of each data set to decode, None for
-            all. Defaults to 200.
-        splits: Whose data to check. Defaults to all:
-            ('train', 'val', 'test').
+        images: Number of images to decode of each data set, None for all.
+            Defaults to 200.
+        splits: Splits whose data to check. Defaults to ('train', 'val',
+            'test').
 
     Returns:
-        list[Finding]: Errors and notes; data that two loaders share is checked
-        once.
+        Errors and notes; data that two loaders share is checked once.
     """
     findings: list[Finding] = []
     done = []
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
-        for dataset in _leaves(loader.dataset) if loader else ():
+        for dataset in leaf_datasets(loader.dataset) if loader else ():
             key = {name: dataset.get(name) for name in ('type', 'data_root', 'ann_file', 'data_prefix', 'split')}
             if key not in done:
                 done.append(key)
@@ -56,14 +55,25 @@ def stop_on_errors(findings: Sequence[Finding]) -> None:
         raise ValueError(f'{len(errors)} errors in the data; no training was started\n{format_findings(findings)}')
 
 
-def _leaves(dataset: Any) -> Iterator[Any]:
+def leaf_datasets(dataset: dict) -> Iterator[dict]:
+    """Configs of the data sets inside wrappers such as RepeatDataset and ConcatDataset, or the data set itself."""
     if 'dataset' in dataset:
-        yield from _leaves(dataset['dataset'])
+        yield from leaf_datasets(dataset['dataset'])
     elif 'datasets' in dataset:
         for member in dataset['datasets']:
-            yield from _leaves(member)
+            yield from leaf_datasets(member)
     else:
         yield dataset
+
+
+def image_folders(dataset: dict) -> list[str]:
+    """Folders that a data set reads images or annotations from, by its config."""
+    folders = []
+    for leaf in leaf_datasets(dataset):
+        prefix = leaf.get('data_prefix') or leaf.get('split') or ''
+        for name in prefix.values() if isinstance(prefix, dict) else [prefix]:
+            folders.append(os.path.join(leaf.get('data_root') or '', name or ''))
+    return [folder for folder in folders if folder]
 
 
 def _check_dataset(dataset: Any, cfg: Config, images: int | None) -> Iterator[Finding]:
@@ -102,7 +112,7 @@ def _check_num_classes(cfg: Config, ann_file: str, classes: Sequence[str] | None
             count = head.get('num_classes')
             if classes is not None and count is not None and count != len(classes):
                 yield Finding('number of classes', ann_file, f'model {name}',
-                              f'num_classes is {count}, and the data set has {len(classes)} classes: {list(classes)}')
+                              f'num_classes is {count}, but the data set has {len(classes)} classes: {list(classes)}')
 
 
 def _heads(node: Any, name: str) -> Iterator[Any]:
@@ -115,7 +125,7 @@ def _heads(node: Any, name: str) -> Iterator[Any]:
 
 
 def _check_evaluator(cfg: Config, split: str) -> Iterator[Finding]:
-    """The metric must measure against the annotations of the images that it gets."""
+    """The metric must use the annotations of the images that it evaluates."""
     evaluator = cfg.get(f'{split}_evaluator')
     loader = cfg.get(f'{split}_dataloader')
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
@@ -123,6 +133,6 @@ def _check_evaluator(cfg: Config, split: str) -> Iterator[Finding]:
         if not ann_file or not loader:
             continue
         files = [os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
-                 for dataset in _leaves(loader.dataset)]
+                 for dataset in leaf_datasets(loader.dataset)]
         if os.path.normpath(ann_file) not in map(os.path.normpath, files):
             yield Finding('evaluator', ann_file, f'{split}_evaluator', f'the images come from {files}')

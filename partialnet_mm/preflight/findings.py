@@ -1,30 +1,33 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""What a check of data finds."""
+"""The results of a check of data."""
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: Findings of one kind that a report spells out.
+#: Number of findings of one kind that a report prints in full.
 SHOWN = 5
 
 
 class Finding(NamedTuple):
     """One thing about a data set that is wrong, or worth knowing.
 
-    ``kind`` groups findings in a report ('box outside'); ``file`` and
-    ``place`` say where ('annotations.json', 'annotation 7 of image 3
-    (a.jpg)'); a ``note`` does not stop a training.
+    Attributes:
+        kind: Groups findings in a report, e.g. 'box outside'.
+        file: The file or folder, e.g. 'annotations.json'.
+        where: Where in the file, e.g. 'annotation 7 of image 3 (a.jpg)'.
+        text: What is wrong.
+        note: Whether it does not stop a training. Defaults to False.
     """
 
     kind: str
     file: str
-    place: str
+    where: str
     text: str
     note: bool = False
 
     def __str__(self) -> str:
-        place = f', {self.place}' if self.place else ''
-        return f'{self.file}{place}: {self.text}'
+        where = f', {self.where}' if self.where else ''
+        return f'{self.file}{where}: {self.text}'
 
 
 def errors_in(findings: Sequence[Finding]) -> list[Finding]:
@@ -33,13 +36,10 @@ def errors_in(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def format_findings(findings: Sequence[Finding]) -> str:
-    """A report: errors first, :data:`SHOWN` of each kind in full, and how many more there are.
+    """A report of several lines: errors first, at most :data:`SHOWN` of each kind in full, and the number of others.
 
     Args:
-        findings: Of one or more data sets.
-
-    Returns:
-        str: Lines of text.
+        findings: Findings of one or more data sets.
     """
     groups: dict[tuple, list[Finding]] = defaultdict(list)
     for finding in sorted(findings, key=lambda finding: finding.note):

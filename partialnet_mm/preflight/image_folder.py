@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Checks of classification data: a folder for each class."""
+"""Checks of classification data: one folder per class."""
 import os
 
 from .findings import Finding
@@ -12,14 +12,14 @@ def check_image_folder(folder: str, num_classes: int | None = None, images: int 
     """Checks a folder of class folders, as ImageNet's.
 
     Args:
-        folder: Holds one folder a class.
-        num_classes: What the model distinguishes; None if not
-            known. Defaults to None.
-        images: Images to decode, evenly spread; None for all.
-            Defaults to 200.
+        folder: Folder with one folder per class.
+        num_classes: Number of classes of the model, None if unknown. Defaults
+            to None.
+        images: Number of images to decode, evenly spread over the folder, None
+            for all. Defaults to 200.
 
     Returns:
-        list[Finding]: Errors and notes.
+        Errors and notes.
     """
     if not os.path.isdir(folder):
         return [Finding('image folder missing', folder, '', 'the folder does not exist')]
@@ -28,7 +28,7 @@ def check_image_folder(folder: str, num_classes: int | None = None, images: int 
         return [Finding('no classes', folder, '', 'it holds no folders; one for each class is needed')]
     findings = []
     if num_classes is not None and len(classes) != num_classes:
-        findings.append(Finding('number of classes', folder, '', f'it has {len(classes)} folders, and the model '
+        findings.append(Finding('number of classes', folder, '', f'it has {len(classes)} folders, but the model '
                                 f'distinguishes {num_classes} classes'))
     paths = []
     for name in classes:

@@ -9,20 +9,20 @@ from PIL import Image
 from .findings import Finding
 
 T = TypeVar('T')
-#: EXIF tag, and its values that swap width and height.
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
+#: The EXIF tag of an image's orientation, and its values that swap width and height.
+ORIENTATION, ROTATED = 0x0112, (5, 6, 7, 8)
 
 
 def check_image(path: str, size: tuple[int, int] | None = None) -> list[Finding]:
     """Decodes an image and compares its size.
 
     Args:
-        path: The file.
-        size: Width and height that the annotations
-            give, after turning by EXIF as OpenCV does. Defaults to None.
+        path: The image file.
+        size: Width and height in the annotations, after the rotation by EXIF
+            that OpenCV does, None to compare nothing. Defaults to None.
 
     Returns:
-        list[Finding]: Empty if all is well.
+        One error, or nothing.
     """
     if not os.path.exists(path):
         return [Finding('image missing', path, '', 'the file does not exist')]
@@ -33,17 +33,18 @@ def check_image(path: str, size: tuple[int, int] | None = None) -> list[Finding]
         with Image.open(path) as image:
             image.load()
             width, height = image.size
-            if image.getexif().get(ORIENTATION) in TURNED:
+            if image.getexif().get(ORIENTATION) in ROTATED:
                 width, height = height, width
     except Exception as error:  # Pillow raises many types for damaged files
         return [Finding('image broken', path, '', f'{length} bytes that do not decode: {error}')]
     if size is not None and (width, height) != size:
-        return [Finding('image size', path, '', f'it is {width} x {height}, the annotations say {size[0]} x {size[1]}')]
+        return [Finding('image size', path, '',
+                        f'it is {width} x {height}, but {size[0]} x {size[1]} in the annotations')]
     return []
 
 
 def sample(items: Sequence[T], most: int | None) -> Sequence[T]:
-    """At most ``most`` items, evenly spread; all if None."""
+    """At most ``most`` items, evenly spread; all items if it is None."""
     if most is None or len(items) <= most:
         return items
     return [items[i * len(items) // most] for i in range(most)]

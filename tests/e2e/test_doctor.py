@@ -1,13 +1,11 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""``python -m partialnet_mm.doctor`` in environments that work and that do not."""
 import os
 import subprocess
 import sys
 from importlib import metadata, util
 
-import pytest
-import torch
-
-from partialnet_mm import compat, doctor
+from partialnet_mm import compat
 
 
 def run_doctor(*, path=''):
@@ -19,7 +17,7 @@ def run_doctor(*, path=''):
 
 
 def distribution(folder, name, version):
-    """An installed distribution, as far as metadata tells."""
+    """The metadata of an installed distribution."""
     info = folder / f'{name.replace("-", "_")}-{version}.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
@@ -30,7 +28,7 @@ def other_set():
     return 'mmengine' if compat.installed_version('onedl-mmengine') else 'onedl-mmengine'
 
 
-def test_all_is_well_here():
+def test_all_checks_pass_here():
     run = run_doctor()
     assert run.returncode == 0, run.stdout + run.stderr
     assert 'PartialNet works here.' in run.stdout
@@ -40,9 +38,11 @@ def test_all_is_well_here():
     if util.find_spec('mmdet'):
         assert 'NMS keeps [0, 2] (right: [0, 2]), RoIAlign gives 2.5' in run.stdout
     assert f'torch {metadata.version("torch")}' in run.stdout
+    for name in ('python', 'CUDA available', 'GCC'):  # from mmengine's description of the environment
+        assert any(line.split()[1:len(name.split()) + 1] == name.split() for line in run.stdout.splitlines())
 
 
-def test_speaks_where_the_package_does_not_import(tmp_path):
+def test_reports_where_the_package_does_not_import(tmp_path):
     distribution(tmp_path, other_set(), '0.10.9')
     plain = subprocess.run([sys.executable, '-c', 'import partialnet_mm'], capture_output=True, text=True,
                            env=dict(os.environ, PYTHONPATH=str(tmp_path)), timeout=60)
@@ -52,7 +52,7 @@ def test_speaks_where_the_package_does_not_import(tmp_path):
     assert run.returncode == 1, run.stdout + run.stderr
     assert 'both sets of packages' in run.stdout
     assert 'tools/env/setup_env.sh onedl' in run.stdout
-    assert 'PartialNet-T0 on cpu' in run.stdout, 'the other checks run all the same'
+    assert 'PartialNet-T0 on cpu' in run.stdout, 'the other checks still run'
 
 
 def test_names_a_package_that_does_not_import(tmp_path):
@@ -74,53 +74,13 @@ def test_version_out_of_range_is_a_failure_with_its_command(tmp_path):
     assert f'{name} 1.7.0' in run.stdout
 
 
-@pytest.mark.parametrize('kept, pooled', [([0, 1, 2], 2.5), ([0, 2], 0.)])
-def test_wrong_ops_fail(monkeypatch, kept, pooled):
-    pytest.importorskip('mmcv._ext')
-    monkeypatch.setattr(doctor, 'run_ops', lambda device: (kept, pooled))
-    findings = list(doctor.check_ops())
-    assert [finding.status for finding in findings] == ['FAILED'] * len(findings)
-    assert findings[0].mend
-
-
-def test_ops_for_another_device_are_named(monkeypatch):
-    pytest.importorskip('mmcv._ext')
-
-    def raises(device):
-        raise RuntimeError(f'nms_impl: implementation for device {device} not found')
-
-    monkeypatch.setattr(doctor, 'run_ops', raises)
-    finding = next(doctor.check_ops())
-    assert finding.status == 'FAILED'
-    assert 'implementation for device cpu not found' in finding.found
-    assert 'tools/env/setup_env.sh' in finding.mend
-
-
-def test_reference_holds_in_double_precision():
-    values = doctor.reference_run()
-    assert values == pytest.approx(doctor.REFERENCE, rel=1e-7)
-
-
-def test_a_network_that_computes_something_else_fails(monkeypatch):
-    monkeypatch.setattr(torch.nn.functional, 'hardsigmoid', torch.sigmoid)
-    statuses = {finding.status for finding in doctor.check_network()}
-    assert statuses == {'FAILED'}
-
-
-def test_hidden_gpu_is_a_failure(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(doctor.shutil, 'which', lambda name: f'/usr/bin/{name}')
-    finding, = doctor.check_gpu()
-    assert finding.status == 'FAILED'
-    assert 'CUDA_VISIBLE_DEVICES' in finding.mend
-
-
-def test_a_check_that_breaks_is_a_finding(monkeypatch):
-    def check_nothing():
-        raise OSError('no such library')
-        yield
-
-    monkeypatch.setattr(doctor, 'CHECKS', (check_nothing, ))
-    finding, = doctor.examine()
-    assert (finding.status, finding.check, finding.found) == ('FAILED', 'nothing', 'OSError: no such library')
-    assert '1 of 1 checks failed' in doctor.report([finding])
+def test_the_check_of_packages_needs_the_standard_library_only():
+    code = ('import importlib.util, sys\n'
+            f'spec = importlib.util.spec_from_file_location("compat", {compat.__file__!r})\n'
+            'module = importlib.util.module_from_spec(spec)\n'
+            'before = set(sys.modules)\n'
+            'spec.loader.exec_module(module)\n'
+            'new = {name.split(".")[0] for name in set(sys.modules) - before}\n'
+            'print(sorted(new & {"torch", "mmengine", "mmcv", "numpy", "packaging"}))')
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.strip() == '[]'

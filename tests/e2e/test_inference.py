@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
-from partialnet_mm.models import PartialNet
+from partialnet_mm.models import MergedBlock, PartialNet
 from tests.helpers.tiny_models import CLASSES, LIBRARIES, write_model
 from tests.helpers.tool_scripts import run_main
 
@@ -103,7 +103,7 @@ def test_a_merged_checkpoint(kind, monkeypatch, tmp_path, images, tiny_arch, ran
         from mmdet.apis import DetInferencer
         with DefaultScope.overwrite_default_scope('mmdet'):
             inferencer = DetInferencer(weights=str(merged), device='cpu', show_progress=False)
-            assert inferencer.model.backbone.stages[0][0].merged
+            assert isinstance(inferencer.model.backbone.stages[0][0], MergedBlock)
             outputs = inferencer(str(one))['predictions'][0]
         assert outputs['scores'] == pytest.approx(plain['scores'], abs=1e-4)
 
@@ -176,8 +176,6 @@ def test_an_image_that_cannot_be_read_stops_nothing(classifier, monkeypatch, cap
     (dict(options=['--cfg-options', 'model.head.num_classes=7']), 1,
      'belongs to another network or other classes: .*head.layers.1.fc.weight'),
     (dict(options=['--cfg-options', 'model.backbone.deploy=True']), 1, 'belongs to another network'),
-    (dict(options=['--cfg-options', 'model.head.num_classes=7', 'runner_type=CocoFormatRunner']), 1,
-     'belongs to another network(.|\\n)*name the one that the training has left in its work folder'),
 ])
 def test_wrong_usage(changes, status, message, classifier, monkeypatch, capsys, tmp_path, images):
     (tmp_path / 'empty').mkdir()
@@ -188,6 +186,39 @@ def test_wrong_usage(changes, status, message, classifier, monkeypatch, capsys, 
     assert run_main(monkeypatch, TOOL, *[str(word).format(tmp=tmp_path) for word in words]) == status
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / 'out').exists()
+
+
+def test_results_are_overwritten_on_request_only(classifier, monkeypatch, capsys, tmp_path, images):
+    words = [*classifier, images, '--out-dir', tmp_path / 'out', '--device', 'cpu']
+    assert run_main(monkeypatch, TOOL, *words) == 0
+    result = tmp_path / 'out' / 'predictions' / 'b.png.json'
+    result.write_text('mine')
+    # Other images may join the results of the first run.
+    shutil.copy(images / 'a.jpg', tmp_path / 'new.jpg')
+    assert run_main(monkeypatch, TOOL, *classifier, tmp_path / 'new.jpg', *words[3:]) == 0
+    assert len(list((tmp_path / 'out' / 'pictures').glob('*.*'))) == 3 and result.read_text() == 'mine'
+    assert run_main(monkeypatch, TOOL, *words) == 1
+    assert re.search(r'nothing was started: .*pictures/a\.jpg. is not written: it exists', capsys.readouterr().err)
+    assert result.read_text() == 'mine'
+    assert run_main(monkeypatch, TOOL, *words, '--force') == 0
+    assert 'pred_score' in json.loads(result.read_text())
+
+
+@pytest.mark.parametrize('link', [False, True], ids=['same file', 'link'])
+def test_an_input_is_never_overwritten(link, classifier, monkeypatch, capsys, tmp_path, images):
+    (tmp_path / 'out' / 'pictures').mkdir(parents=True)
+    inside = tmp_path / 'out' / 'pictures' / 'a.jpg'
+    if link:
+        inside.symlink_to(images / 'a.jpg')
+    else:
+        shutil.copy(images / 'a.jpg', inside)
+    before = inside.read_bytes()
+    given = images / 'a.jpg' if link else inside
+    assert run_main(monkeypatch, TOOL, *classifier, given, '--out-dir', tmp_path / 'out', '--device', 'cpu',
+                    '--force') == 1
+    assert 'it would overwrite the input' in capsys.readouterr().err
+    assert inside.read_bytes() == before == (images / 'a.jpg').read_bytes()
+    assert not (tmp_path / 'out' / 'predictions').exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Segmentation: the configs, masks of COCO as mmseg's folders, and training and testing on a few drawn images."""
+"""Segmentation: COCO masks to mmseg's folders, training and test on a few drawn images."""
 import io
 import json
 import os
@@ -12,113 +12,9 @@ from contextlib import redirect_stderr, redirect_stdout
 import cv2
 import numpy as np
 import pytest
-import torch
-from mmengine.config import Config
 
-from partialnet_mm import PartialNet
 from partialnet_mm.datasets import write_shapes_dataset
-from partialnet_mm.preflight import check_config
-from tests.helpers.batches import loss_of, predictions_of, random_batch
-from tests.helpers.config_differences import MISSING, differences, settings_of
-from tests.helpers.libraries import ROOT, build_model, parameters_without_gradient, shipped_config
-
-#: Config: mmseg's, what the two differ in as (theirs, ours).
-SEGMENTORS = {
-    'semantic_fpn/semantic_fpn_partialnet_s_80k_ade20k.py': ('sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py', {
-        'model.pretrained': ('open-mmlab://resnet50_v1c', MISSING),
-        'model.neck.in_channels': ([256, 512, 1024, 2048], [96, 192, 384, 768]),
-        # mmseg's backbones other than ResNet train for 80k iterations with AdamW.
-        'train_cfg.max_iters': (160000, 80000),
-        'train_cfg.val_interval': (16000, 8000),
-        'param_scheduler[0].end': (160000, 80000),
-        'param_scheduler[0].eta_min': (1e-4, 0.0),
-        'optim_wrapper.optimizer.type': ('SGD', 'AdamW'),
-        'optim_wrapper.optimizer.lr': (0.01, 1e-4),
-        'optim_wrapper.optimizer.weight_decay': (5e-4, 1e-4),
-        'optim_wrapper.optimizer.momentum': (0.9, MISSING),
-        'optim_wrapper.clip_grad': (None, MISSING),
-        'auto_scale_lr': (MISSING, dict(enable=False, base_batch_size=16)),
-    }),
-    # ConvNeXt-T has the channels of PartialNet-S.
-    'upernet/upernet_partialnet_s_160k_ade20k.py': ('convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py', {
-        'model.pretrained': (None, MISSING),
-        'optim_wrapper.constructor': ('LearningRateDecayOptimizerConstructor', 'PartialNetLayerDecayConstructor'),
-        'optim_wrapper.paramwise_cfg.decay_type': ('stage_wise', MISSING),
-        'optim_wrapper.paramwise_cfg.num_layers': (6, MISSING),
-        # mmseg's constructor does these three unasked.
-        'optim_wrapper.paramwise_cfg.norm_decay_mult': (MISSING, 0.),
-        'optim_wrapper.paramwise_cfg.bias_decay_mult': (MISSING, 0.),
-        'optim_wrapper.paramwise_cfg.flat_decay_mult': (MISSING, 0.),
-        'optim_wrapper.paramwise_cfg.custom_keys': (MISSING, {'position_bias.table': dict(decay_mult=0.)}),
-        'auto_scale_lr': (MISSING, dict(enable=False, base_batch_size=16)),
-    }),
-    'upernet/upernet_partialnet_s_80k_cityscapes.py': ('upernet/upernet_r50_4xb2-80k_cityscapes-512x1024.py', {
-        'model.pretrained': ('open-mmlab://resnet50_v1c', MISSING),
-        'model.decode_head.in_channels': ([256, 512, 1024, 2048], [96, 192, 384, 768]),
-        'model.auxiliary_head.in_channels': (1024, 384),
-        'auto_scale_lr': (MISSING, dict(enable=False, base_batch_size=8)),
-    }),
-}
-VARIANTS = [(folder, arch, length) for folder, length in (('semantic_fpn', '80k'), ('upernet', '160k'))
-            for arch in 'sml']
-
-
-def load(name):
-    pytest.importorskip('mmseg')
-    return Config.fromfile(ROOT / 'configs' / name)
-
-
-@pytest.mark.parametrize('name', SEGMENTORS)
-def test_differs_from_mmsegs_config_in_what_is_meant(name):
-    shipped, expected = SEGMENTORS[name]
-    theirs, ours = Config.fromfile(shipped_config('mmseg', shipped)), load(name)
-    found = differences(settings_of(theirs), settings_of(ours))
-    if 'cityscapes' in name:  # the optimizer is that of ADE20K, over half of the iterations
-        ade20k = load('upernet/upernet_partialnet_s_160k_ade20k.py')
-        assert differences(ade20k.optim_wrapper, ours.optim_wrapper) == {}
-        assert differences(ade20k.param_scheduler, ours.param_scheduler) == {'[1].end': (160000, 80000)}
-        found = {place: values for place, values in found.items()
-                 if not place.startswith(('optim_wrapper', 'param_scheduler'))}
-    assert found == expected
-
-
-@pytest.mark.parametrize('folder, arch, length', VARIANTS)
-def test_variants_read_the_channels_of_their_backbone(folder, arch, length):
-    model = load(f'{folder}/{folder}_partialnet_{arch}_{length}_ade20k.py').model
-    width = PartialNet.arch_settings[arch]['embed_dim']
-    channels = [width, 2 * width, 4 * width, 8 * width]
-    assert (model.backbone.type, model.backbone.arch, model.backbone.out_indices) == ('PartialNet', arch, (0, 1, 2, 3))
-    assert model.backbone.init_cfg == dict(
-        type='Pretrained', checkpoint=f'work_dirs/partialnet_{arch}_in1k/epoch_300.pth', prefix='backbone.')
-    assert model.backbone.drop_path_rate == {
-        'semantic_fpn': dict(s=0.1, m=0.15, l=0.2), 'upernet': dict(s=0.15, m=0.2, l=0.3)}[folder][arch]
-    if folder == 'semantic_fpn':
-        assert model.neck.in_channels == channels
-    else:
-        assert model.decode_head.in_channels == channels and model.auxiliary_head.in_channels == channels[2]
-
-
-@pytest.mark.parametrize('arch', 'sml')
-def test_layer_decay_gives_the_stem_the_same_rate_in_all_variants(arch):
-    rate = load(f'upernet/upernet_partialnet_{arch}_160k_ade20k.py').optim_wrapper.paramwise_cfg.decay_rate
-    blocks = sum(PartialNet.arch_settings[arch]['depths'])
-    assert rate ** (blocks + 1) == pytest.approx(0.15, abs=0.01)
-
-
-@pytest.mark.parametrize('name', [*SEGMENTORS, 'semantic_fpn/semantic_fpn_partialnet_t0_shapes.py'])
-def test_trains_every_parameter_and_predicts(name):
-    cfg = load(name)
-    # Random weights, no block dropped by chance, crops of the batch's size.
-    cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
-    cfg.model.data_preprocessor.size = (64, 96)
-    cfg.model.decode_head.channels = 64  # for speed
-    model = build_model(cfg)
-    loss = loss_of(cfg, model, random_batch(cfg))
-    assert torch.isfinite(loss)
-    loss.backward()
-    assert parameters_without_gradient(model) == []
-    found = predictions_of(cfg, model, random_batch(cfg))
-    assert [tuple(sample.pred_sem_seg.data.shape) for sample in found] == [(1, 64, 96)] * 2
+from tests.helpers.libraries import ROOT
 
 
 def run(*command):
@@ -127,7 +23,7 @@ def run(*command):
 
 
 def coco_to_semantic(*arguments):
-    """The tool in this process; its exit status, and what it printed and said."""
+    """Runs the tool in this process; returns its exit status, output and errors."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, 'argv', ['coco_to_semantic.py', *map(str, arguments)])
@@ -236,13 +132,6 @@ def test_test_measures_and_draws(trained):
     assert len(pictures) == 4
     # mmseg draws the annotation beside the prediction.
     assert cv2.imread(str(pictures[0])).shape == (64, 128, 3)
-
-
-def test_preflight_says_that_it_does_not_know_the_data():
-    findings = check_config(load('semantic_fpn/semantic_fpn_partialnet_t0_shapes.py'))
-    # training data, and what validation and test share
-    assert [(finding.kind, finding.note) for finding in findings] == [('not checked', True)] * 2
-    assert 'data of type BaseSegDataset is not known here' in findings[0].text
 
 
 def test_missing_data_is_an_error_before_training(tmp_path):

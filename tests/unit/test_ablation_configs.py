@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""configs/ablations: sizes of the rows of the paper's tables, and what the trainings by learning compare."""
+"""configs/ablations: the sizes of the rows of the paper's tables, and the recipes that are compared."""
 import pytest
 from mmengine.config import Config
 
@@ -7,8 +7,8 @@ from partialnet_mm.analysis.flops import count_multiply_adds
 from tests.helpers.libraries import ROOT, build_model
 
 ABLATIONS = ROOT / 'configs' / 'ablations'
-# Parameters (M) and multiply-adds (G) of the merged form. The paper's, where it agrees with itself; the depthwise row's
-# widening is not stated, so its tolerance is wider; FasterNet's are those of the paper that introduced it.
+# Parameters (M) and multiply-adds (G) of the merged form: the paper's, where its tables agree with each other. It does
+# not state the width of the depthwise row, so that tolerance is larger. FasterNet's are from its own paper.
 SIZES = {
     'partialnet_t2_full_ch': (13.0, 1.04), 'partialnet_t2_full_sp': (12.6, 1.04), 'partialnet_t2_full_sf': (14.5, 1.12),
     'partialnet_t2_none': (9.41, 0.914), 'partialnet_t2_ch': (11.09, 0.917), 'partialnet_t2_ch_sp': (11.5, 0.92),

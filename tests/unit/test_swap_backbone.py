@@ -92,17 +92,17 @@ def load(library: str, name: str) -> Config:
 
 
 @pytest.fixture
-def said(monkeypatch):
-    """What is said of a swap, as (text, level)."""
+def logged(monkeypatch):
+    """What a swap logs, as (text, level)."""
     lines = []
-    # the module, which the function of the same name hides
+    # The function of the same name hides the module.
     monkeypatch.setattr(sys.modules['partialnet_mm.swap_backbone'], 'print_log',
                         lambda text, logger, level: lines.append((text, level)))
     return lines
 
 
 def shrink(node: Any) -> None:
-    """Makes parts behind the backbone small; their number and kinds stay."""
+    """Makes modules behind the backbone small; their number and types stay."""
     if isinstance(node, dict):
         small = dict(fc_out_channels=64, num_queries=100, num_proposals=100, size=(64, 96))
         for key, value in node.items():
@@ -133,8 +133,8 @@ def check_swapped(library: str, name: str, stages: tuple[int, ...]) -> None:
     loss.backward()
     assert parameters_without_gradient(model.backbone) == []
     found = predictions_of(cfg, model, random_batch(cfg))
-    part = dict(mmdet='pred_instances', mmseg='pred_sem_seg', mmpretrain='pred_score')[library]
-    assert len(found) == 2 and all(part in sample for sample in found)
+    field = dict(mmdet='pred_instances', mmseg='pred_sem_seg', mmpretrain='pred_score')[library]
+    assert len(found) == 2 and all(field in sample for sample in found)
 
 
 @pytest.mark.parametrize('library, name, stages', SWAPPED)
@@ -152,7 +152,7 @@ FASTER = 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 RETINA = 'retinanet/retinanet_r18_fpn_1x_coco.py'
 
 
-def test_the_given_config_stays_and_random_numbers_too():
+def test_the_given_config_and_the_random_state_do_not_change():
     cfg = load('mmdet', FASTER)
     before, state = cfg.to_dict(), torch.get_rng_state()
     swapped = swap_backbone(cfg, ARCH)
@@ -225,7 +225,7 @@ def test_the_page_counts_the_configs():
 
 
 def test_norms_learn_without_a_checkpoint():
-    """mmdet's backbones keep those of their pretraining, which a random one has not."""
+    """mmdet's backbones keep the norms of their pretraining, which random weights do not have."""
     cfg = load('mmdet', FASTER)
     assert cfg.model.backbone.norm_eval is True
     assert 'norm_eval' not in swap_backbone(cfg, ARCH).model.backbone
@@ -261,26 +261,26 @@ def test_images_are_normalized_as_in_the_pretraining(library, name, to_rgb):
         [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], True)
 
 
-def test_images_of_other_channels_are_left(said):
+def test_images_of_other_channels_are_left(logged):
     cfg = load('mmdet', RETINA)
     cfg.model.backbone.in_channels = 1
     cfg.model.data_preprocessor.update(mean=[100.], std=[50.])
     swapped = swap_backbone(cfg, ARCH)
     assert swapped.model.backbone.in_channels == 1 and swapped.model.data_preprocessor.mean == [100.]
-    assert any('data_preprocessor.mean=[100.0] was left' in text for text, _ in said)
+    assert any('data_preprocessor.mean=[100.0] was left' in text for text, _ in logged)
 
 
 @pytest.mark.parametrize('init_cfg', [
     dict(type='Pretrained', checkpoint='whole.pth'),
     [dict(type='Normal', layer='Linear'), dict(type='Pretrained', checkpoint='whole.pth')],
 ])
-def test_weights_of_the_old_model_are_dropped(said, init_cfg):
+def test_weights_of_the_old_model_are_dropped(logged, init_cfg):
     cfg = load('mmdet', RETINA)
     cfg.load_from = 'old.pth'
     cfg.model.init_cfg = init_cfg
     swapped = swap_backbone(cfg, ARCH)
     assert swapped.load_from is None and 'init_cfg' not in swapped.model
-    texts = [text for text, _ in said]
+    texts = [text for text, _ in logged]
     assert any('whole.pth' in text for text in texts) and any('old.pth' in text for text in texts)
 
 
@@ -295,7 +295,7 @@ def test_the_detector_inside_another_model_is_swapped():
     cfg = swap_backbone(load('mmdet', name), ARCH)
     assert cfg.model.detector.backbone.type == 'PartialNet'
     assert cfg.model.detector.neck.in_channels == list(CHANNELS)
-    # the batches go through that of the whole model
+    # Batches go through the preprocessor of the whole model.
     assert cfg.model.data_preprocessor.data_preprocessor.mean == [123.675, 116.28, 103.53]
 
 
@@ -314,28 +314,29 @@ def test_a_class_as_type():
     ('mmdet', 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', [
         "custom_keys names parameters of the old backbone only: ['relative_position_bias_table']"]),
     ('mmseg', 'fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py', [
-        'maps get other strides: 8 becomes 16, 8 becomes 32', 'optimizer is SGD with lr=0.01']),
-    ('mmpretrain', 'resnet/resnet18_8xb16_cifar10.py', ['the last map had stride 8 and has 32 now', 'SGD with lr=0.1']),
+        'the strides of feature maps change: 8 becomes 16, 8 becomes 32', 'optimizer is SGD with lr=0.01']),
+    ('mmpretrain', 'resnet/resnet18_8xb16_cifar10.py', [
+        'the last feature map had stride 8 and now has 32', 'SGD with lr=0.1']),
 ])
-def test_what_cannot_be_set_is_said(said, library, name, expected):
+def test_what_cannot_be_set_is_logged(logged, library, name, expected):
     swap_backbone(load(library, name), ARCH)
-    warnings = [text for text, level in said if level == logging.WARNING]
+    warnings = [text for text, level in logged if level == logging.WARNING]
     assert len(warnings) == len(expected)
-    assert all(part in text for part, text in zip(expected, warnings))
+    assert all(message in text for message, text in zip(expected, warnings))
 
 
-def test_an_unknown_neck_is_said(said):
+def test_an_unknown_neck_is_logged(logged):
     cfg = load('mmdet', RETINA)
     cfg.model.neck.type = 'MyFPN'
     assert swap_backbone(cfg, ARCH).model.neck.in_channels == [32, 64, 128]
-    assert any("model.neck of type MyFPN is not known here" in text for text, _ in said)
+    assert any("model.neck of type MyFPN is unknown" in text for text, _ in logged)
 
 
-def test_mmdets_layer_decay_becomes_partialnets(said):
+def test_mmdets_layer_decay_becomes_partialnets(logged):
     cfg = load('mmdet', 'convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py')
     assert cfg.optim_wrapper.constructor == 'LearningRateDecayOptimizerConstructor'
     cfg = swap_backbone(cfg, ARCH)
-    assert any('LearningRateDecayOptimizerConstructor does not know PartialNet' in text for text, _ in said)
+    assert any('LearningRateDecayOptimizerConstructor does not support PartialNet' in text for text, _ in logged)
     assert 'mmpretrain.models' in cfg.custom_imports.imports
     cfg.optim_wrapper.type = 'OptimWrapper'
     shrink(cfg.model)
@@ -352,14 +353,14 @@ def test_mmdets_layer_decay_becomes_partialnets(said):
     ('mmdet', 'ssd/ssd300_coco.py', 'model.neck of type SSDNeck cannot read PartialNet'),
     ('mmdet', 'detectors/cascade-rcnn_r50-rfp_1x_coco.py', 'RFP cannot read PartialNet: it runs a second backbone'),
     ('mmdet', 'nas_fcos/nas-fcos_r50-caffe_fpn_fcoshead-gn-head_4xb4-1x_coco.py', 'NASFCOS_FPN cannot read PartialNet'),
-    ('mmdet', 'rpn/rpn_r50-caffe-c4_1x_coco.py', r'strides \[16\].*stride 32.*would learn nothing'),
+    ('mmdet', 'rpn/rpn_r50-caffe-c4_1x_coco.py', r'strides \[16\].*stride 32.*would not be trained'),
     ('mmdet', 'rtmdet/rtmdet_x_p6_4xb8-300e_coco.py', r'strides \[8, 16, 32, 64\], .* has 4, 8, 16 and 32'),
-    ('mmseg', 'bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py', 'one map of each stride'),
+    ('mmseg', 'bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py', 'one feature map per stride'),
     ('mmseg', 'ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py', 'DDRHead cannot read PartialNet'),
     ('mmseg', 'fastfcn/fastfcn_r50-d32_jpu_psp_4xb2-80k_cityscapes-512x1024.py', 'JPU cannot read PartialNet'),
     ('mmseg', 'mobilenet_v3/mobilenet-v3-d8-s_lraspp_4xb4-320k_cityscapes-512x1024.py',
      r'strides \[2, 4, 8\].*has 4, 8, 16 and 32'),
-    ('mmseg', 'ocrnet/ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024.py', r'OCRHead .* of strides \[16, 32\]'),
+    ('mmseg', 'ocrnet/ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024.py', r'OCRHead .* strides \[16, 32\]'),
     ('mmseg', 'san/san-vit-b16_coco-stuff164k-640x640.py', 'MultimodalEncoderDecoder has no backbone to replace'),
     ('mmpretrain', 'vgg/vgg11_8xb32_in1k.py', 'neither a neck nor a head has in_channels'),
 ])
@@ -377,14 +378,14 @@ def test_wrong_arguments_are_errors():
     with pytest.raises(ValueError, match="arch 'xl' is unknown"):
         swap_backbone(cfg, 'xl')
     cfg.model.neck.in_channels = [64, 128, 256]
-    with pytest.raises(ValueError, match=r'model.neck.in_channels is \[64, 128, 256\], and .* \[64, 128, 256, 512\]'):
+    with pytest.raises(ValueError, match=r'model.neck.in_channels is \[64, 128, 256\], but .* \[64, 128, 256, 512\]'):
         swap_backbone(cfg, ARCH)
     cfg.model.backbone.type = 'Nothing'
     with pytest.raises(ValueError, match='the backbone Nothing cannot be built'):
         swap_backbone(cfg, ARCH)
     segmentor = load('mmseg', 'fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py')
     segmentor.model.decode_head.in_index = 4
-    with pytest.raises(ValueError, match='model.decode_head.in_index is 4, and the backbone returns 4 maps'):
+    with pytest.raises(ValueError, match='model.decode_head.in_index is 4, but the backbone returns 4 feature maps'):
         swap_backbone(segmentor, ARCH)
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Models found by name: in mmpretrain, and by path in mmdet and mmseg; nothing predicts without weights unasked."""
+"""Models by name: in mmpretrain, and by path in mmdet and mmseg; nothing predicts without weights unless asked."""
 import re
 import sys
 from pathlib import Path
@@ -26,14 +26,14 @@ def mmpretrain():
 
 @pytest.fixture(autouse=True)
 def scope_of_a_fresh_process():
-    """mmpretrain's functions set its scope where there is none; a test before may have left another."""
+    """mmpretrain's functions set their scope if there is none; an earlier test may have set another."""
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         yield
 
 
 @pytest.fixture(scope='module')
 def checkpoint(mmpretrain, tmp_path_factory):
-    """Weights of PartialNet-T0 that say class 7 whatever they see."""
+    """Weights of PartialNet-T0 that predict class 7 for every image."""
     model = mmpretrain.get_model(NAME)
     torch.nn.init.constant_(model.head.layers[-1].fc.bias[7:8], 100.)
     path = tmp_path_factory.mktemp('weights') / 't0.pth'
@@ -44,7 +44,7 @@ def checkpoint(mmpretrain, tmp_path_factory):
 def test_mmpretrain_lists_the_classifiers_beside_its_own(mmpretrain):
     listed = mmpretrain.list_models('partialnet*')
     assert {f'partialnet-{arch}_in1k' for arch in ('t0', 't1', 't2', 's', 'm', 'l')} < set(listed)
-    assert set(listed) <= set(list_configs('partialnet*'))
+    assert listed == list_configs('partialnet*')
     assert mmpretrain.ImageClassificationInferencer.list_models('partialnet*') == listed
     assert 'resnet50_8xb32_in1k' in mmpretrain.list_models('resnet50*')
     # mmpretrain builds no detectors
@@ -131,7 +131,7 @@ def test_an_mmpretrain_that_does_not_import_is_a_warning(mmpretrain, monkeypatch
 
 def test_configs_that_the_page_names_are_there():
     page = (ROOT / 'docs' / 'zoo.md').read_text()
-    # mim, too, takes a file's name only where one folder alone has it
+    # mim also takes a file's name only if a single folder has it
     named = re.findall(r"config_path\('([^']+)'\)|mim train partialnet_mm (\w+\.py)", page)
     named = [path or file_name for path, file_name in named]
     assert len(named) > 5
@@ -162,7 +162,7 @@ def test_config_path_names_what_is_near():
 
 @pytest.fixture
 def other_root(tmp_path, monkeypatch):
-    """A package without configs, elsewhere."""
+    """A package without configs in another folder."""
     (tmp_path / 'partialnet_mm').mkdir()
     monkeypatch.setattr(zoo, '__file__', str(tmp_path / 'partialnet_mm' / 'zoo.py'))
     return tmp_path / 'partialnet_mm' / '.mim'
@@ -184,7 +184,7 @@ def test_a_package_without_configs_imports_and_says_so_when_asked(other_root):
     (other_root.parents[1] / 'configs').mkdir()  # those of another project
     (other_root.parents[1] / 'model-index.yml').touch()
     assert not zoo.register_with_mmpretrain()
-    with pytest.raises(FileNotFoundError, match='has no configs: install the package anew'):
+    with pytest.raises(FileNotFoundError, match='has no configs: install the package again'):
         config_path(NAME)
 
 
@@ -208,7 +208,7 @@ def detector(tmp_path_factory):
     pytest.importorskip('mmdet')
     path = config_path('mask-rcnn_partialnet-t0_fpn_shapes')
     model = build_model(Config.fromfile(path))
-    with torch.no_grad():  # sure of itself, so that there is something to compare
+    with torch.no_grad():  # confident, so that there are detections to compare
         model.roi_head.bbox_head.fc_cls.bias[:3] += torch.tensor([3., 2., 1.])
     checkpoint = tmp_path_factory.mktemp('detector') / 'weights.pth'
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=('disc', 'box', 'triangle')))),
@@ -233,7 +233,7 @@ def test_detecting_by_name_gives_the_same_by_either_way_and_merged(detector):
 
 
 def test_segmenting_by_name(tmp_path):
-    """With weights that say class 2 whatever they see."""
+    """With weights that predict class 2 for every pixel."""
     pytest.importorskip('mmseg')
     from mmseg.apis import MMSegInferencer
     path = config_path('semantic_fpn/semantic_fpn_partialnet_t0_shapes.py')
@@ -259,7 +259,7 @@ def test_mmdet_does_not_know_the_name_alone(detector):
 
 
 def test_mmengine_has_no_scheme_for_this_package(tmp_path):
-    """What docs/zoo.md says of it; where this fails, mmengine has learned it and the page can say so."""
+    """docs/zoo.md says so; if this fails, mmengine supports it and the page must change."""
     (tmp_path / 'mine.py').write_text("_base_ = 'partialnet_mm::mask_rcnn/partialnet_s_1x.py'\n")
     with pytest.raises(AssertionError, match='does not support to load partialnet_mm'):
         Config.fromfile(tmp_path / 'mine.py')

@@ -1,4 +1,4 @@
-# CIFAR-10 as image folders, data/cifar10/{train,test}/<class>/, enlarged twice: PartialNet's stride is 32.
+# CIFAR-10 as image folders, data/cifar10/{train,test}/<class>/, enlarged twofold, because PartialNet's stride is 32.
 dataset_type = 'CustomDataset'
 data_root = 'data/cifar10/'
 data_preprocessor = dict(

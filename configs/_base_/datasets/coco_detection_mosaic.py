@@ -1,4 +1,4 @@
-# COCO 2017 boxes at 640 x 640 with RTMDet's augmentation, its cheaper second part for the last epochs.
+# COCO 2017 boxes at 640 x 640 with RTMDet's augmentation, and the cheaper one of the last epochs.
 _base_ = './coco_detection.py'
 
 img_scale = (640, 640)

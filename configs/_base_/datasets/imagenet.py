@@ -7,7 +7,7 @@ data_preprocessor = dict(
     std=[58.395, 57.12, 57.375],
     to_rgb=True)
 
-# The resolution of each training batch, the same on all GPUs. The official code's schedule in its place:
+# The resolution of each training batch, the same on all GPUs. The official code's schedule instead:
 # custom_hooks = [dict(type='TrainResolutionHook', schedule=[(0, 192), (280, 224)])]
 custom_hooks = [dict(type='TrainResolutionHook', sizes=[128, 160, 192, 224, 256, 288])]
 train_pipeline = [
@@ -17,7 +17,7 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs')
 ]
-# All variants but T0 put it before PackInputs, each with a magnitude_level of its own.
+# All variants except T0 insert it before PackInputs, each with its own magnitude_level.
 rand_augment = dict(
     type='RandAugment',
     policies='timm_increasing',
@@ -32,8 +32,8 @@ test_pipeline = [
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs')
 ]
-# 512 images on each of 8 GPUs: a batch of 4096. Workers hand over one tensor a batch: each image by itself would hold
-# an open file, and 8 workers then reach the limit.
+# 512 images on each of 8 GPUs: a batch of 4096. Workers send one tensor per batch: one per image would need an
+# open file each, and 8 workers would reach the limit.
 train_dataloader = dict(
     batch_size=512,
     num_workers=8,

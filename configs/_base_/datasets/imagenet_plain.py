@@ -1,4 +1,5 @@
-# ImageNet-1k in data/imagenet/{train,val}/<class>/: random crops and flips only, tested on the middle of 256.
+# ImageNet-1k in data/imagenet/{train,val}/<class>/: random crops and flips only. The test crops the centre of
+# images resized to 256.
 _base_ = './imagenet.py'
 
 custom_hooks = []  # one training resolution

@@ -1,4 +1,4 @@
-# Cascade Mask R-CNN with FPN: three box heads, each for boxes that overlap more. The rest is Mask R-CNN's.
+# Cascade Mask R-CNN with FPN: three box heads, each for boxes with more overlap. The rest is as in Mask R-CNN.
 _base_ = './mask_rcnn_partialnet_fpn.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# ConvNeXt-T as mmpretrain has it; it pools before its last norm, so there is no neck.
+# mmpretrain's ConvNeXt-T; it pools before its last norm, so there is no neck.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='ConvNeXt', arch='tiny', drop_path_rate=0.1),

@@ -1,5 +1,5 @@
-# DINO with four scales: three maps of the backbone and one below them. The backbone's arch, its checkpoint and the
-# neck's in_channels, 2, 4 and 8 times the width of stage 1, are the config's own.
+# DINO with four scales: three feature maps of the backbone and a coarser one made from the last. A config sets the
+# backbone's arch and checkpoint, and the neck's in_channels: 2, 4 and 8 times the width of stage 1.
 _base_ = './partialnet_detector.py'
 
 model = dict(
@@ -8,7 +8,7 @@ model = dict(
     with_box_refine=True,
     as_two_stage=True,
     data_preprocessor=dict(pad_size_divisor=1),
-    # 2 images a GPU: see mask_rcnn_partialnet_fpn.py
+    # 2 images per GPU: see mask_rcnn_partialnet_fpn.py
     backbone=dict(norm_eval=True),
     neck=dict(
         type='ChannelMapper',

@@ -1,7 +1,7 @@
-# Mask R-CNN with FPN. The backbone's arch, its checkpoint and the neck's
-# in_channels, 1, 2, 4 and 8 times the width of stage 1, are the config's own.
-# Added layers start as mmdet has them: Xavier for FPN and the box head's FC layers, as the paper says; small normal
-# values for RPN and the last layers, which under Xavier would start with confident wrong answers; Kaiming for masks.
+# Mask R-CNN with FPN. A config sets the backbone's arch and checkpoint, and the neck's in_channels: 1, 2, 4 and 8
+# times the width of stage 1.
+# The added layers are initialized as in mmdet: Xavier for FPN and the box head's FC layers, as in the paper; small
+# normal values for RPN and the last layers, which Xavier would make confident from the start; Kaiming for masks.
 model = dict(
     type='MaskRCNN',
     data_preprocessor=dict(
@@ -14,10 +14,10 @@ model = dict(
     backbone=dict(
         type='PartialNet',
         out_indices=(0, 1, 2, 3),
-        # The paper does not speak of batch norm at 2 images a GPU. A gate's norm
-        # sees one value an image, so its statistics would be noise: those of the
-        # pretraining stay, as in mmdet's own 1x configs. The norms of the returned maps,
-        # which no pretraining has, then learn a scale and a shift only.
+        # The paper does not mention batch norm at 2 images per GPU. A gate's norm
+        # gets one value per image, so its batch statistics would be noise: those of
+        # the pretraining are kept, as in mmdet's 1x configs. The norms of the outputs
+        # have no pretraining; of these, only scale and shift are trained.
         norm_eval=True),
     neck=dict(type='FPN', out_channels=256, num_outs=5),
     rpn_head=dict(

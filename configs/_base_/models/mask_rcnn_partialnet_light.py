@@ -1,5 +1,5 @@
 # Mask R-CNN with PartialNet-T0, a narrow FPN and few sampled regions: for small data sets and for CPUs.
-# Trains from random weights, so the batch norms learn.
+# It trains from random weights, so the batch norms are trained.
 _base_ = './mask_rcnn_partialnet_fpn.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# MobileNetV2 as mmpretrain has it.
+# mmpretrain's MobileNetV2.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='MobileNetV2', widen_factor=1.0),

@@ -1,6 +1,5 @@
 # PartialNet with the paper's classifier: pooling, a layer to 1280, activation, a layer to the classes (Fig. 3).
-# The backbone's arch, the head's in_channels, 8 times the width of stage 1, and its
-# activation are the config's own.
+# A config sets the backbone's arch, the head's in_channels (8 times the width of stage 1) and its activation.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='PartialNet', out_indices=(3, )),

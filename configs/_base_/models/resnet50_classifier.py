@@ -1,4 +1,4 @@
-# ResNet-50 as mmpretrain has it.
+# mmpretrain's ResNet-50.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='ResNet', depth=50, num_stages=4, out_indices=(3, ), style='pytorch'),

@@ -1,11 +1,11 @@
-# RetinaNet with FPN. The backbone's arch, its checkpoint and the neck's in_channels, 2, 4 and 8 times the width of
-# stage 1, are the config's own.
+# RetinaNet with FPN. A config sets the backbone's arch and checkpoint, and the neck's in_channels: 2, 4 and 8 times the
+# width of stage 1.
 _base_ = './partialnet_detector.py'
 
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(pad_size_divisor=32),
-    # 2 images a GPU: see mask_rcnn_partialnet_fpn.py
+    # 2 images per GPU: see mask_rcnn_partialnet_fpn.py
     backbone=dict(norm_eval=True),
     neck=dict(type='FPN', out_channels=256, start_level=0, add_extra_convs='on_input', num_outs=5),
     bbox_head=dict(

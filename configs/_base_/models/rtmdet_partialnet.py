@@ -1,5 +1,5 @@
 # RTMDet-m's neck and head, whose in_channels are those of PartialNet-S: stages 2 to 4 have 192, 384 and 768 channels.
-# 32 images a GPU: the batch norms learn.
+# With 32 images per GPU the batch norms are trained.
 _base_ = './partialnet_detector.py'
 
 norm_cfg = dict(type='SyncBN')

@@ -1,5 +1,5 @@
-# Semantic FPN. The backbone's arch, its checkpoint, the neck's in_channels, 1, 2, 4 and 8 times the width of stage 1,
-# the crop's size and the number of classes are the config's own.
+# Semantic FPN. A config sets the backbone's arch and checkpoint, the neck's in_channels (1, 2, 4 and 8 times the width
+# of stage 1), the crop's size and the number of classes.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',

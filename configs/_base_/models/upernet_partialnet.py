@@ -1,5 +1,5 @@
-# UPerNet. The backbone's arch, its checkpoint, the heads' in_channels, 1, 2, 4 and 8 times the width of stage 1 and
-# the third of these, the crop's size and the number of classes are the config's own.
+# UPerNet. A config sets the backbone's arch and checkpoint, the heads' in_channels (1, 2, 4 and 8 times the width of
+# stage 1, and the third of these), the crop's size and the number of classes.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',

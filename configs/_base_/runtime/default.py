@@ -1,11 +1,11 @@
-# What every config of this project has in common.
+# The settings that all configs of this project share.
 custom_imports = dict(imports=['partialnet_mm'], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    # docs/safety.md says what these four do.
+    # docs/safety.md explains these four.
     checkpoint=dict(type='CrashSafeCheckpointHook', interval=1, max_keep_ckpts=3),
     preemption=dict(type='PreemptionHook'),
     epoch_data=dict(type='EpochDataHook'),

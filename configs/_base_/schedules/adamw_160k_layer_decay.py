@@ -1,5 +1,5 @@
 # ConvNeXt's 160k iterations for UPerNet: AdamW, batch 16, linear decay after 1500 iterations of warm-up, mixed
-# precision, and earlier blocks of the backbone learn slower: each at decay_rate times the rate of the next.
+# precision. Earlier blocks of the backbone learn more slowly: each at decay_rate times the rate of the next.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
@@ -12,7 +12,7 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='PartialNetLayerDecayConstructor',
-    # Norms, biases and the attention's position tables have no weight decay.
+    # No weight decay for norms, biases and the tables of the position bias.
     paramwise_cfg=dict(
         decay_rate=0.9,
         norm_decay_mult=0.,

@@ -1,5 +1,5 @@
-# Table 7 of the paper: AdamW, 12 epochs, a tenth at epochs 8 and 11, linear warm-up over 500
-# iterations, no gradient clipping. The learning rate is the variant's own.
+# Table 7 of the paper: AdamW, 12 epochs, rate x 0.1 at epochs 8 and 11, linear warm-up over 500
+# iterations, no gradient clipping. Each variant sets its learning rate.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

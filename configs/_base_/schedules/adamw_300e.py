@@ -1,5 +1,5 @@
 # Table 8 of the paper: AdamW, 300 epochs, cosine decay after 20 epochs of linear warm-up, mixed
-# precision. Weight decay is the variant's own.
+# precision. Each variant sets its weight decay.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=300, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()

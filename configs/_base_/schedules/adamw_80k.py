@@ -1,4 +1,4 @@
-# The 80k iterations that backbones are compared by with semantic FPN, as PVT introduced them: AdamW, batch 16,
+# The usual 80k iterations for comparing backbones with semantic FPN, introduced by PVT: AdamW, batch 16,
 # polynomial decay without a warm-up.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=80000, val_interval=8000)
 val_cfg = dict(type='ValLoop')

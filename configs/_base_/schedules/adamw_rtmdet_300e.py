@@ -1,6 +1,6 @@
 # RTMDet's schedule: AdamW, 300 epochs, cosine decay over the second half, no weight decay on norms and biases.
 max_epochs = 300
-stage2_num_epochs = 20  # the last, with the cheaper augmentation and a test after each
+stage2_num_epochs = 20  # the last epochs, with cheaper augmentation and a validation after each
 base_lr = 0.004
 
 train_cfg = dict(

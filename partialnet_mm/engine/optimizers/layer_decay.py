@@ -13,23 +13,23 @@ class PartialNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
     """Gives earlier layers of a pretrained backbone smaller learning rates.
 
     The learning rate of a parameter in layer i of n is multiplied by
-    ``decay_rate ** (n - 1 - i)``. The backbone itself says which layer that is
-    by ``get_layer_depth``, as :class:`PartialNet` and mmpretrain's backbones
-    do: for PartialNet, layer 0 is the stem and each block is a layer. What is
-    not the backbone's, and the norms of its returned maps, keeps the full
-    rate. The rates are those of mmpretrain's
-    ``LearningRateDecayOptimWrapperConstructor``, which serves classifiers
-    only; this one serves detectors and segmentors, too.
+    ``decay_rate ** (n - 1 - i)``. The backbone's ``get_layer_depth`` defines
+    the layers, as in :class:`PartialNet` and mmpretrain's backbones: for
+    PartialNet, layer 0 is the stem and each block is a layer. Parameters
+    outside the backbone, and the norms of its outputs, keep the full rate. The
+    rates are those of mmpretrain's
+    ``LearningRateDecayOptimWrapperConstructor``, which works for classifiers
+    only; this one also works for detectors and segmentors.
 
     Everything else is mmengine's ``DefaultOptimWrapperConstructor``: the other
-    keys of ``paramwise_cfg`` mean the same here, and learning rates that they
-    set are decayed as well.
+    keys of ``paramwise_cfg`` have the same meaning, and learning rates that
+    they set are decayed as well.
 
     Args:
-        optim_wrapper_cfg: The optimizer wrapper. Its ``optimizer`` must
-            have an ``lr``.
-        paramwise_cfg: ``decay_rate`` in (0, 1], required, and
-            any of ``custom_keys``, ``bias_lr_mult``, ``bias_decay_mult``,
+        optim_wrapper_cfg: Config of the optimizer wrapper. Its ``optimizer``
+            must have an ``lr``.
+        paramwise_cfg: ``decay_rate`` in (0, 1], required, and any of
+            ``custom_keys``, ``bias_lr_mult``, ``bias_decay_mult``,
             ``norm_decay_mult``, ``dwconv_decay_mult``, ``flat_decay_mult``,
             ``dcn_offset_lr_mult`` and ``bypass_duplicate``. Defaults to None,
             which is an error.
@@ -64,27 +64,26 @@ class PartialNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
                    is_dcn_module: int | float | None = None) -> None:
-        """Adds a parameter group for each parameter, as mmengine's constructor, then decays the learning rates.
+        """Adds a group for each parameter, as mmengine's constructor does, and decays the learning rates.
 
         Args:
-            params: Groups, changed in place.
-            module: The model, or a part of it.
-            prefix: Name of the part. Defaults to ''.
-            is_dcn_module: As in mmengine. Defaults to
-                None.
+            params: Parameter groups, changed in place.
+            module: The model or a module of it.
+            prefix: Name of the module, '' for the model. Defaults to ''.
+            is_dcn_module: As in mmengine. Defaults to None.
 
         Raises:
             ValueError: If the model has no backbone with ``get_layer_depth``.
         """
         super().add_params(params, module, prefix, is_dcn_module)
-        if prefix == '':  # mmengine's method calls this one for each part; here it has come to the end of the model
+        if prefix == '':  # mmengine's method calls this one for every module; the whole model is the last to return
             self._decay(params, module)
 
     def _decay(self, params: list[dict], model: nn.Module) -> None:
         backbones = _backbones_of(model)
         if not backbones:
-            raise ValueError(f'{type(self).__name__}: no part of {type(model).__name__} has a method get_layer_depth, '
-                             'as PartialNet and some backbones of mmpretrain do')
+            raise ValueError(f'{type(self).__name__}: no module of {type(model).__name__} has a method get_layer_depth'
+                             ', as PartialNet and some backbones of mmpretrain have')
         names = {parameter: name for name, parameter in model.named_parameters()}
         layers: dict[str, list[float]] = {}
         for group in params:
@@ -101,10 +100,13 @@ class PartialNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
 
 def _backbones_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The innermost parts with ``get_layer_depth`` (mmpretrain's classifiers pass it on), by the prefix of names."""
-    found = {f'{name}.' if name else '': part for name, part in model.named_modules()
-             if hasattr(part, 'get_layer_depth')}
-    return {prefix: part for prefix, part in found.items()
+    """The innermost modules with ``get_layer_depth``, by the prefix of their parameters' names.
+
+    mmpretrain's classifiers also have the method; it calls the backbone's.
+    """
+    found = {f'{name}.' if name else '': module for name, module in model.named_modules()
+             if hasattr(module, 'get_layer_depth')}
+    return {prefix: module for prefix, module in found.items()
             if not any(other != prefix and other.startswith(prefix) for other in found)}
 
 

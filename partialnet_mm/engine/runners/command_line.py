@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""What train.py and test.py share: from a command line to an mmengine runner, for any OpenMMLab config."""
+"""The front door of the tools: from a command line to a config, and from it to an mmengine runner."""
 import argparse
 import atexit
 import logging
@@ -16,10 +16,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from partialnet_mm.checkpoint.reader import read_checkpoint
-from partialnet_mm.engine.runners.coco_format_runner import spread_data_settings
-from partialnet_mm.models import require_patconv
-from partialnet_mm.preflight import check_config, errors_in, format_findings
+from ...checkpoint.reader import read_checkpoint
+from ...models import require_patconv
+from ...preflight import check_config, errors_in, format_findings
+from .own_data import apply_own_data_settings
 
 
 class KeyValues(DictAction):
@@ -33,36 +33,65 @@ class KeyValues(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what both tools take beside the config."""
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default work_dirs/<config name>')
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of every tool that takes a config: what :func:`load_config` reads."""
+    parser.add_argument('config', help='config file')
     parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',
                         help='changes to the config, e.g. optim_wrapper.optimizer.lr=1e-4 classes="[\'a\',\'b\']"')
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust-checkpoint``."""
     parser.add_argument('--trust-checkpoint', action='store_true',
-                        help='load a checkpoint that is more than data, or from an address: it can run any code')
+                        help='load a checkpoint that holds more than data, or one from an address: it can run any code')
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the tools that build a runner: what :func:`load_runner_config` reads, and more."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
+    add_trust_argument(parser)
     parser.add_argument('--skip-preflight', action='store_true', help='do not check the data first')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='what started the processes; dist_train.sh says pytorch')
+                        help='what started the processes; dist_train.sh passes pytorch')
     # torch.distributed.launch passes it; torchrun sets the variable itself.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
-    """Reads the config with the changes of the command line.
+def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
+    """Reads a config with the changes of the command line; the one way from a file to a config in the tools.
+
+    Args:
+        parser: Reports what is wrong.
+        args: With ``config`` and ``cfg_options``.
+        splits: Splits whose data the tool will read. Those of an own-data
+            config must exist. Defaults to ().
 
     Raises:
-        SystemExit: With a usage line and status 2, if the file does not exist.
+        SystemExit: With a usage line and status 2, if the file does not exist
+            or the settings of an own-data config are wrong.
     """
     if not os.path.isfile(args.config):
         parser.error(f'config {args.config!r} does not exist')
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    try:
+        return apply_own_data_settings(cfg, splits)
+    except (OSError, ValueError) as error:
+        parser.error(f'{args.config}: {error}')
+
+
+def load_runner_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str]) -> Config:
+    """Reads a config by :func:`load_config` and sets launcher and work folder.
+
+    Raises:
+        SystemExit: Also if the launcher needs GPUs and there are none.
+    """
     if args.launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
         parser.error(f'--launcher {args.launcher} needs GPUs, and torch sees none; without them, dist_train.sh and '
                      'dist_test.sh start processes on the CPU')
+    cfg = load_config(parser, args, splits)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     if args.work_dir:
         cfg.work_dir = args.work_dir
     elif not cfg.get('work_dir'):
@@ -74,13 +103,11 @@ def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[st
     """Stops with the findings if the data of the config has errors; one process of the job checks."""
     if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))) > 0:
         return
-    if cfg.get('runner_type') == 'CocoFormatRunner':
-        cfg = spread_data_settings(cfg)
     findings = check_config(cfg, splits=splits)
     if errors_in(findings):
         roots = ' '.join(f'{split}_dataloader.dataset.data_root=FOLDER' for split in splits)
-        parser.exit(1, f'{format_findings(findings)}\nNothing was started. Data elsewhere: --cfg-options {roots}, or '
-                    'as the config says. --skip-preflight starts all the same.\n')
+        parser.exit(1, f'{format_findings(findings)}\nNothing was started. If the data is elsewhere: --cfg-options '
+                    f'{roots}, or as the config says. --skip-preflight starts without this check.\n')
 
 
 def read_trusted(checkpoint: str) -> dict:
@@ -102,19 +129,17 @@ def read_trusted(checkpoint: str) -> dict:
 def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) -> Runner:
     """Builds the runner, on GPUs or, where there are none, on CPUs.
 
-    Without a GPU, processes talk over gloo, and a config's mixed precision,
-    which mmengine offers on accelerators only, becomes float32 with a warning.
+    Without a GPU, processes communicate by gloo, and a config's mixed
+    precision, which mmengine offers on accelerators only, becomes float32 with
+    a warning.
 
     Args:
         cfg: The whole config.
-        least_fit: Part of the model's tensors that ``load_from`` must
-            hold, in their shapes. On resuming, CrashSafeCheckpointHook looks
-            closer.
+        least_fit: Fraction of the model's tensors that ``load_from`` must
+            hold, in their shapes. On resuming, CrashSafeCheckpointHook checks
+            more.
         trust_checkpoint: Whether to load ``load_from`` without looking
             at it. Defaults to False.
-
-    Returns:
-        Runner: The runner.
 
     Raises:
         ValueError: If ``load_from`` is not known to be data only, or belongs

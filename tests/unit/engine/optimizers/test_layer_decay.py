@@ -1,16 +1,16 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Learning rates by layer: this project's constructor in every library, and those of the libraries."""
+"""Learning rates by layer: this project's constructor in every library, and the libraries' own."""
 import math
 
 import pytest
 from mmengine.logging import MMLogger
 from mmengine.optim import LinearLR, build_optim_wrapper
 from mmengine.registry import DefaultScope, init_default_scope
-from test_libraries import SNIPPETS, snippet_config  # noqa: F401
 from torch import nn
 
 from partialnet_mm.models import PartialNet
-from tests.helpers.libraries import build_model
+from tests.helpers.libraries import build_model, readme_snippets
+from tests.helpers.snippets import SNIPPETS, load_snippet
 
 ARCH = dict(embed_dim=16, depths=(1, 2, 4, 2), num_heads=2, act_cfg=dict(type='ReLU'))
 LAYERS = 9 + 2  # stem, nine blocks, head
@@ -42,7 +42,7 @@ def rates(model, constructor, paramwise_cfg, scope='mmengine'):
 
 
 def test_rates_of_t0():
-    """The stem, 1 + 2 + 6 + 4 blocks, and what comes after them: 15 layers."""
+    """The stem, 1 + 2 + 6 + 4 blocks, and the rest: 15 layers."""
     model = PartialNet('t0', out_indices=(0, 1, 2, 3))
     lr = rates(model, OURS, dict(decay_rate=0.5))
     expected = {'downsample_layers.0.': 14, 'stages.0.0.': 13,
@@ -56,9 +56,10 @@ def test_rates_of_t0():
     assert sum(name.startswith(tuple(expected)) for name in lr) == len(lr)
 
 
-@pytest.mark.parametrize('snippet_config', SNIPPETS, indirect=True)
-def test_every_library(snippet_config):  # noqa: F811
-    """In models of the README's configs: later layers learn faster, all but the backbone at the full rate."""
+@pytest.mark.parametrize('name', SNIPPETS)
+def test_every_library(name, tmp_path):
+    """In models of the pages' configs: later layers have higher rates, the rest of the model the full rate."""
+    snippet_config = load_snippet(tmp_path, name, readme_snippets()[name], *SNIPPETS[name])
     snippet_config.model.backbone.arch = ARCH
     model = build_model(snippet_config)
     lr = rates(model, OURS, dict(decay_rate=0.5), snippet_config.default_scope)
@@ -111,7 +112,7 @@ def test_equals_mmpretrains_constructor():
 
 
 def test_a_backbone_of_mmpretrain_in_a_detector():
-    """The constructor goes by get_layer_depth, not by PartialNet."""
+    """The constructor uses get_layer_depth, nothing of PartialNet."""
     pytest.importorskip('mmpretrain')
     from mmpretrain.registry import MODELS
     model = nn.Module()
@@ -159,7 +160,7 @@ def test_frozen_stages_stay_out_of_the_optimizer(frozen_stages, fastest):
     assert max(lr.values(), default=None) == fastest
 
 
-def test_says_what_it_did(caplog):
+def test_logs_the_rates(caplog):
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     try:
@@ -167,8 +168,8 @@ def test_says_what_it_did(caplog):
               dict(decay_rate=0.5, bias_lr_mult=2.))
     finally:
         logger.removeHandler(caplog.handler)
-    said, = (record.getMessage() for record in caplog.records if 'by layer' in record.getMessage())
-    lines = said.splitlines()
+    logged, = (record.getMessage() for record in caplog.records if 'by layer' in record.getMessage())
+    lines = logged.splitlines()
     assert lines[0] == 'learning rates by layer:'
     assert '  backbone.layer 9 of 11: 0.5 to 1 for 17 parameters' in lines
     assert lines[-1] == '  the rest of the model: 1 to 2 for 2 parameters'
@@ -201,13 +202,13 @@ def test_refuses_an_optimizer_without_rate():
 
 
 def test_refuses_a_model_without_layers():
-    with pytest.raises(ValueError, match='no part of Sequential has a method get_layer_depth'):
+    with pytest.raises(ValueError, match='no module of Sequential has a method get_layer_depth'):
         build_optim_wrapper(nn.Sequential(nn.Linear(2, 2)), optim_wrapper_cfg(OURS, dict(decay_rate=0.9)))
 
 
 @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
-def test_the_constructors_of_mmdet_and_mmseg_go_by_class_names(library):
-    """Why this project has its own: they raise for every backbone that is not called ConvNeXt."""
+def test_the_constructors_of_mmdet_and_mmseg_depend_on_class_names(library):
+    """The reason for a constructor of this project: they raise for every backbone not called ConvNeXt."""
     pytest.importorskip(library)
     model = nn.ModuleDict(dict(backbone=PartialNet(ARCH), head=nn.Linear(2, 2)))
     for decay_type in ('layer_wise', 'stage_wise'):

@@ -1,16 +1,16 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The snippets of docs/zoo.md in libraries that the supported sets do not hold: run where one of them is installed."""
+"""The snippets of docs/zoo.md for libraries outside the two sets of packages: run where one of them is installed."""
 import importlib
 import re
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 import partialnet_mm
 from tests.helpers.libraries import ROOT, build_model, parameters_without_gradient, shipped_config
+from tests.helpers.snippets import load_snippet
 
 # Snippet: library, the shipped config that it starts from.
 SNIPPETS = {
@@ -24,19 +24,14 @@ SNIPPETS = {
 
 @pytest.fixture
 def snippet_config(tmp_path, request):
-    """A snippet beside the library's config that it changes; skips where the library is not there."""
+    """A snippet of the page; skips where its library is missing or does not import."""
     library, base = SNIPPETS[request.param]
-    path = shipped_config(library, base)
+    shipped_config(library, base)
     try:
         importlib.import_module(f'{library}.models')
-    except (ImportError, AssertionError) as error:  # each asserts which mmcv it works with
+    except (ImportError, AssertionError) as error:  # each asserts the version of mmcv
         pytest.skip(f'{library} does not import here: {error}')
-    (tmp_path / path.name).write_text(f'_base_ = {str(path)!r}\n')
-    (tmp_path / request.param).write_text(page_snippets()[request.param])
-    cfg = Config.fromfile(tmp_path / request.param)
-    assert cfg.model.backbone.init_cfg.type == 'Pretrained'
-    del cfg.model.backbone.init_cfg  # there is no such checkpoint here
-    return cfg
+    return load_snippet(tmp_path, request.param, page_snippets()[request.param], library, base)
 
 
 def page_snippets():

@@ -1,33 +1,28 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Each kind of damage to a small real data set is found, with its file and place."""
+"""Every kind of damage to a COCO data set is found, with its file and where in it."""
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from mmengine.config import Config
 from PIL import Image
 
-from partialnet_mm.engine import PreflightHook
-from partialnet_mm.preflight import check_coco, check_config, check_image_folder, errors_in, format_findings
+from partialnet_mm.preflight import check_coco, errors_in, format_findings
+from tests.helpers.coco_data import NAMES, REAL, write_coco_data
 
-ROOT = Path(__file__).resolve().parents[2]
-REAL = ROOT / '../shared/data/fruits_nuts'
+
+@pytest.fixture(scope='module')
+def intact(tmp_path_factory):
+    return write_coco_data(tmp_path_factory.mktemp('intact'), dict(train=14))
 
 
 @pytest.fixture
-def data(tmp_path):
-    """A copy of the real data that may be damaged."""
-    if not REAL.is_dir():
-        pytest.skip(f'{REAL} is not there')
-    folder = tmp_path / 'fruits_nuts'
-    (folder / 'images').mkdir(parents=True)
-    shutil.copytree(REAL / 'annotations', folder / 'annotations')
-    for image in (REAL / 'images').iterdir():
-        (folder / 'images' / image.name).symlink_to(image.resolve())
-    return folder
+def data(intact, tmp_path):
+    """A copy of the data that may be damaged."""
+    (tmp_path / 'images').mkdir()
+    shutil.copytree(intact / 'annotations', tmp_path / 'annotations')
+    for image in (intact / 'images').iterdir():
+        (tmp_path / 'images' / image.name).symlink_to(image)
+    return tmp_path
 
 
 def annotations_of(data):
@@ -61,21 +56,21 @@ def set_image(**values):
     return lambda data: change(data, lambda content: content['images'][0].update(values))
 
 
-def drop(part, key):
-    return lambda data: change(data, lambda content: content[part][0].pop(key))
+def drop(entries, key):
+    return lambda data: change(data, lambda content: content[entries][0].pop(key))
 
 
-def truncate(path, part):
-    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * part)])
+def truncate(path, fraction):
+    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * fraction)])
 
 
-def repeat(part, **values):
+def repeat(key, **values):
     def edit(content):
-        content[part].append(dict(content[part][0], **values))
+        content[key].append(dict(content[key][0], **values))
     return lambda data: change(data, edit)
 
 
-def save_turned(data):
+def save_rotated(data):
     path = first_image(data)
     with Image.open(path) as image:
         exif = image.getexif()
@@ -106,8 +101,8 @@ DAMAGE = dict(
     image_file_twice=(repeat('images', id=999), 'image file twice', 'image 999'),
     image_size_negative=(set_image(height=-600), 'image size impossible', 'height -600'),
     image_size_text=(set_image(width='800'), 'image size impossible', "width '800'"),
-    image_size_wrong=(set_image(width=801), 'image size', 'the annotations say 801 x'),
-    image_turned=(save_turned, 'image size', 'the annotations say'),
+    image_size_wrong=(set_image(width=801), 'image size', 'but 801 x 600 in the annotations'),
+    image_rotated=(save_rotated, 'image size', 'in the annotations'),
     annotation_without_box=(drop('annotations', 'bbox'), 'annotation incomplete', IMAGE_A),
     annotation_id_twice=(repeat('annotations'), 'annotation id twice', 'annotation '),
     annotation_of_no_image=(set_annotation(image_id=12345), 'annotation without image', 'image 12345'),
@@ -144,19 +139,21 @@ NOTES = ('box_without_pixels', 'area_zero', 'one_image_empty', 'one_image_of_cro
 
 
 def check(data):
-    return check_coco(str(annotations_of(data)), str(data / 'images'), classes_of(data))
+    return check_coco(str(annotations_of(data)), str(data / 'images'), NAMES)
 
 
-def classes_of(data):
-    return [category['name'] for category in json.loads((REAL / 'annotations' / JSON).read_text())['categories']]
-
-
-def test_the_real_data_is_fine(data):
+def test_intact_data(data):
     assert check(data) == []
 
 
+@pytest.mark.skipif(not REAL.is_dir(), reason=f'{REAL} is missing')
+def test_real_photographs():
+    for split in ('train', 'val'):
+        assert check_coco(str(REAL / f'annotations/instances_{split}.json'), str(REAL / 'images'), images=None) == []
+
+
 @pytest.mark.parametrize('name', list(DAMAGE))
-def test_damage_is_found_with_its_file_and_place(data, name):
+def test_damage_is_found_with_its_file_and_where(data, name):
     damage, kind, where = DAMAGE[name]
     damage(data)
     findings = check(data)
@@ -167,111 +164,10 @@ def test_damage_is_found_with_its_file_and_place(data, name):
     assert bool(errors_in(findings)) == (name not in NOTES), format_findings(findings)
 
 
-def test_sampled_images_still_must_exist(data):
-    paths = sorted((data / 'images').iterdir())
-    paths[5].unlink()
+def test_images_that_are_not_decoded_must_exist(data):
+    sorted((data / 'images').iterdir())[5].unlink()
     findings = check_coco(str(annotations_of(data)), str(data / 'images'), images=1)
-    in_train = {image['file_name'] for image in json.loads(annotations_of(data).read_text())['images']}
-    assert [finding.kind for finding in findings] == ['image missing'] * (paths[5].name in in_train)
-
-
-def custom_config(data):
-    config = Config.fromfile(ROOT / 'configs/mask_rcnn/partialnet_t0_custom.py')
-    names = classes_of(data)
-    for split in ('train', 'val', 'test'):
-        dataset = config[f'{split}_dataloader'].dataset
-        dataset = dataset.get('dataset', dataset)
-        dataset.data_root = str(data)
-        dataset.metainfo = dict(classes=names)
-    for split in ('val', 'test'):
-        config[f'{split}_evaluator'].ann_file = str(data / 'annotations' / 'instances_val.json')
-    for head in ('bbox_head', 'mask_head'):
-        config.model.roi_head[head].num_classes = len(names)
-    return config
-
-
-def test_a_config_is_checked_through_its_wrappers(data):
-    config = custom_config(data)
-    assert check_config(config) == []
-    config.model.roi_head.mask_head.num_classes = 80
-    config.val_evaluator.ann_file = str(annotations_of(data))
-    kinds = [(finding.kind, finding.place) for finding in check_config(config)]
-    assert kinds == [('number of classes', 'model mask_head')] * 2 + [('evaluator', 'val_evaluator')]
-
-
-def test_the_hook_stops_a_training(data):
-    class Logger:
-        info = warning = staticmethod(lambda text: None)
-
-    class Runner:
-        cfg = custom_config(data)
-        logger = Logger
-
-    PreflightHook().before_run(Runner)
-    first_image(data).write_bytes(b'')
-    with pytest.raises(ValueError, match=r'1 errors in the data; no training was started(?s:.*)\.jpg: the file has 0'):
-        PreflightHook().before_run(Runner)
-
-
-@pytest.mark.parametrize('broken, status', [(False, 0), (True, 1)])
-def test_the_command(data, broken, status):
-    if broken:
-        set_annotation(bbox=[700, 10, 300, 20])(data)
-    run = subprocess.run([sys.executable, 'tools/misc/preflight.py', 'configs/mask_rcnn/partialnet_t0_custom.py',
-                          '--images', 'all', '--cfg-options', f'data_root={data}'], cwd=ROOT, capture_output=True,
-                         text=True)
-    assert run.returncode == status, run.stderr
-    assert ('box outside (1)' if broken else 'nothing wrong was found') in run.stdout
-
-
-@pytest.mark.parametrize('arguments, text', [
-    (['nowhere.py'], "config 'nowhere.py' does not exist"),
-    (['configs/mask_rcnn/partialnet_s_1x.py', '--images', '-3'], '--images'),
-])
-def test_wrong_usage(arguments, text):
-    run = subprocess.run([sys.executable, 'tools/misc/preflight.py', *arguments], cwd=ROOT, capture_output=True,
-                         text=True)
-    assert run.returncode == 2
-    assert text in run.stderr and 'usage:' in run.stderr
-
-
-def folder_of_classes(root):
-    for name in ('blue', 'red'):
-        (root / name).mkdir(parents=True)
-        for i in range(3):
-            Image.new('RGB', (8, 8), name).save(root / name / f'{i}.png')
-    return root
-
-
-def test_class_folders(tmp_path):
-    root = folder_of_classes(tmp_path / 'train')
-    assert check_image_folder(str(root), 2) == []
-    assert [f.kind for f in check_image_folder(str(root), 1000)] == ['number of classes']
-    (root / 'red' / '1.png').write_bytes(b'no image')
-    (root / 'green').mkdir()
-    findings = check_image_folder(str(root), 3)
-    assert {(f.kind, f.file) for f in findings} == {
-        ('class without images', str(root / 'green')), ('image broken', str(root / 'red' / '1.png'))}
-    assert check_image_folder(str(tmp_path / 'no'), 3)[0].kind == 'image folder missing'
-    (tmp_path / 'none').mkdir()
-    assert check_image_folder(str(tmp_path / 'none'))[0].kind == 'no classes'
-
-
-def test_a_pretraining_config(tmp_path):
-    config = Config.fromfile(ROOT / 'configs/pretrain/partialnet_t0_in1k.py')
-    for split in ('train', 'val'):
-        folder_of_classes(tmp_path / split)
-        config[f'{split}_dataloader'].dataset.data_root = str(tmp_path)
-    config.test_dataloader = config.val_dataloader
-    assert [f.kind for f in check_config(config)] == ['number of classes'] * 2
-    config.model.head.num_classes = 2
-    assert check_config(config) == []
-
-
-def test_unknown_data_is_noted():
-    config = Config(dict(model={}, train_dataloader=dict(dataset=dict(type='MyDataset', data_root='here'))))
-    finding, = check_config(config)
-    assert finding.note and 'MyDataset' in finding.text
+    assert [finding.kind for finding in findings] == ['image missing']
 
 
 def test_a_report_shortens_what_repeats(data):
@@ -283,12 +179,12 @@ def test_a_report_shortens_what_repeats(data):
 
 @pytest.mark.parametrize('annotations, note', [(999, False), (1000, True)])
 def test_one_box_outside_among_a_thousand_stops_nothing(tmp_path, annotations, note):
-    """Large data sets have such noise, and mmdet trains with it."""
+    """Large data sets have such noise, and mmdet can train with it."""
     Image.new('RGB', (40, 30)).save(tmp_path / 'a.png')
     boxes = [[1, 1, 5, 5]] * (annotations - 1) + [[35, 1, 15, 5]]
     (tmp_path / 'a.json').write_text(json.dumps(dict(
         images=[dict(id=1, file_name='a.png', width=40, height=30)], categories=[dict(id=1, name='thing')],
         annotations=[dict(id=i, image_id=1, category_id=1, bbox=box, area=25) for i, box in enumerate(boxes)])))
     finding, = check_coco(str(tmp_path / 'a.json'), str(tmp_path), masks=False)
-    assert finding.kind == 'box outside' and f'annotation {annotations - 1} ' in finding.place
+    assert finding.kind == 'box outside' and f'annotation {annotations - 1} ' in finding.where
     assert finding.note is note

@@ -1,8 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Environments that do not fit, simulated by what is installed and what can be imported."""
 import importlib.util
-import subprocess
-import sys
 from importlib import metadata
 
 import pytest
@@ -39,7 +37,7 @@ def environment(monkeypatch):
 
 
 @pytest.mark.parametrize('name', list(SETS))
-def test_either_set_is_well(name, environment):
+def test_either_set_fits(name, environment):
     environment(SETS[name])
     assert compat.find_problems() == []
     assert compat.check_environment() is None
@@ -48,7 +46,7 @@ def test_either_set_is_well(name, environment):
     assert {d: v for found in owners.values() for d, v in found.items()} == SETS[name]
 
 
-def test_this_environment_is_well():
+def test_this_environment_fits():
     assert compat.find_problems() == []
 
 
@@ -69,7 +67,7 @@ def test_missing(module, name, environment):
     (problem, ) = compat.find_problems()
     requirement = next(r for r in compat.REQUIREMENTS if r.module == module)
     wanted = {'torch': 'torch', 'mmengine': 'onedl-mmengine', 'mmcv': 'onedl-mmcv'}[module]
-    assert problem == (f'{module} is not installed; needed is {requirement.range}: '
+    assert problem == (f'{module} is not installed; {requirement.range} is needed: '
                        f"pip install '{wanted}{requirement.range}'")
 
 
@@ -110,7 +108,7 @@ def test_both_sets_at_once(environment):
     environment({**ONEDL, 'mmcv': '2.1.0', 'mmdet': '3.3.0'})
     problem = compat.find_problems()[0]
     for fragment in ('both sets of packages are in one environment', 'onedl-mmcv', 'onedl-mmdetection',
-                     'and mmcv, mmdet)', 'Allowed is one of them', 'tools/env/setup_env.sh onedl, or openmmlab'):
+                     'and mmcv, mmdet)', 'Only one of them is allowed', 'tools/env/setup_env.sh onedl, or openmmlab'):
         assert fragment in problem
     assert 'torch' not in problem
 
@@ -143,15 +141,3 @@ def test_all_problems_in_one_error(environment):
     assert lines[0] == 'partialnet_mm cannot work in this environment:'
     assert [line.split()[:2] for line in lines[1:]] == [['-', 'torch'], ['-', 'mmengine'], ['-', 'mmcv']]
     assert all(' pip install ' in line for line in lines[1:])
-
-
-def test_the_check_needs_the_standard_library_only():
-    code = ('import importlib.util, sys\n'
-            f'spec = importlib.util.spec_from_file_location("compat", {compat.__file__!r})\n'
-            'module = importlib.util.module_from_spec(spec)\n'
-            'before = set(sys.modules)\n'
-            'spec.loader.exec_module(module)\n'
-            'new = {name.split(".")[0] for name in set(sys.modules) - before}\n'
-            'print(sorted(new & {"torch", "mmengine", "mmcv", "numpy", "packaging"}))')
-    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=True)
-    assert run.stdout.strip() == '[]'
