@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten
 
-from ..models import PartialNet
-from ..models import merge_model
+from ..models import PartialNet, merge_model
 from ..zoo import config_path
 from .build import build_model, forward_detector
 from .norm_folding import draw_norms, fold_batch_norms

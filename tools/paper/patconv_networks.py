@@ -17,8 +17,7 @@ from partialnet_mm.analysis.measure import describe_machine, markdown_table, rat
 from partialnet_mm.analysis.norm_folding import fold_batch_norms
 from partialnet_mm.analysis.paper import read_figures
 from partialnet_mm.analysis.peers import build_config, build_network
-from partialnet_mm.models import merge_following_norms
-from partialnet_mm.models import merge_model
+from partialnet_mm.models import merge_following_norms, merge_model
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 #: By name: the rows of the original and of PATConv.
