@@ -73,7 +73,7 @@ DAMAGE = dict(
     first_bytes_only=(lambda path: truncate(path, 100), 'truncated or damaged (100 bytes'),
     half=(lambda path: truncate(path, path.stat().st_size // 2), 'truncated or damaged'),
     last_byte_missing=(lambda path: truncate(path, path.stat().st_size - 1), 'truncated or damaged'),
-    bit_of_a_weight=(lambda path: flip_bit(path, offset_of_weights(path)), 'the checksum of its part'),
+    bit_of_a_weight=(lambda path: flip_bit(path, offset_of_weights(path)), 'the checksum of its record'),
     first_byte=(lambda path: flip_bit(path, 0), 'damaged'),
     text=(lambda path: path.write_text('<html>404</html>'), 'truncated or damaged'),
     weights_only=(lambda path: save_without(path, 'optimizer'), 'it has no optimizer'),
@@ -185,7 +185,7 @@ class FullDisk(Hook):
         def full(*args, **kwargs):
             raise OSError(errno.ENOSPC, 'No space left on device')
 
-        module = 'partialnet_mm.engine.atomic_backend.'
+        module = 'partialnet_mm.checkpoint.atomic.'
         self.patch.setattr(module + self.call, full, raising=False)
 
 
@@ -206,7 +206,7 @@ def test_stopped_before_the_pointer_moves_the_oldest_is_still_there(tmp_path, mo
             raise KeyboardInterrupt
         write_atomically(content, path)
 
-    monkeypatch.setattr('partialnet_mm.engine.crash_safe_checkpoint_hook.write_atomically', stop_at_pointer)
+    monkeypatch.setattr('partialnet_mm.engine.hooks.crash_safe_checkpoint_hook.write_atomically', stop_at_pointer)
     with pytest.raises(KeyboardInterrupt):
         build_runner(tmp_path, val=False, checkpoint=dict(max_keep_ckpts=2)).train()
     assert names(tmp_path) == ['epoch_2.pth', 'epoch_3.pth', 'epoch_4.pth']
@@ -256,7 +256,7 @@ def test_order_of_names(tmp_path):
     assert list_checkpoints(str(tmp_path), 'epoch_{}.pth') == [
         'epoch_10.pth', 'epoch_9_iter_33.pth', 'epoch_9_iter_8.pth', 'epoch_9.pth', 'epoch_2.pth']
     assert list_checkpoints(str(tmp_path / 'nowhere'), 'epoch_{}.pth') == []
-    assert choose_checkpoint(str(tmp_path / 'nowhere'), 'epoch_{}.pth', print) == (None, [])
+    assert choose_checkpoint(str(tmp_path / 'nowhere'), 'epoch_{}.pth', print) == (None, [], [])
 
 
 def test_checkpoints_elsewhere_are_found(tmp_path):
