@@ -61,8 +61,9 @@ class EpochDataHook(Hook):
             seed = f'{runner.seed}, {runner.rank}' if loop.dataloader.num_workers > 0 else None
             self._batches = NumberedBatches(loop.dataloader.batch_sampler, seed, isinstance(loop, EpochBasedTrainLoop))
             loop.dataloader = loader_like(loop.dataloader, self._batches)
-        for loader in [loop.dataloader] + [runner.val_loop.dataloader] * (runner.val_loop is not None):
-            loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
+        for each in (loop, runner.val_loop):
+            if each is not None:
+                each.dataloader.worker_init_fn = partial(start_worker, each.dataloader.worker_init_fn)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Adds the position in the data."""
