@@ -1,9 +1,9 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The data of a training depend on the seed and the position alone, and a resumed training finds its position."""
 import atexit
+import multiprocessing
 import os
 import signal
-import weakref
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -52,8 +52,7 @@ class EpochDataHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Numbers the batches, and prepares the workers of both loaders."""
-        # When training ends by an error, Python ends the workers by SIGTERM, which they would outlive.
-        atexit.register(_stop_workers_of, weakref.ref(runner), os.getpid())
+        atexit.register(_kill_workers, os.getpid())
         loop = runner.train_loop
         if isinstance(getattr(loop.dataloader, 'batch_sampler', None), NumberedBatches):
             return  # a second call of runner.train()
@@ -203,10 +202,13 @@ def stop_workers(runner: Runner) -> None:
             loop.dataloader_iterator.stop()
 
 
-def _stop_workers_of(reference: 'weakref.ReferenceType[Runner]', process: int) -> None:
-    runner = reference()
-    if runner is not None and os.getpid() == process:
-        stop_workers(runner)
+def _kill_workers(process: int) -> None:
+    # Python ends what is left of the workers by SIGTERM, which they would outlive.
+    if os.getpid() == process:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a worker that is killed
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
 
 
 def start_worker(init: Callable[[int], None] | None, worker: int) -> None:
