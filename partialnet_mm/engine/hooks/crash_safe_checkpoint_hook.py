@@ -5,8 +5,9 @@ import re
 import uuid
 from bisect import bisect
 from collections import deque
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
@@ -125,24 +126,19 @@ class CrashSafeCheckpointHook(CheckpointHook):
         self.backend_args = self.backend_args or dict(backend='atomic')
         self._resumes_named_file = runner._resume and runner._load_from is not None
         # The main process decides, and all learn the outcome, so that none goes on alone.
-        outcome: list[Any] = [None, None]
+        outcome: list[Exception | None] = [None]
         if is_main_process():
             try:
                 if isinstance(runner._train_loop, BaseLoop):  # it is built: this run trains
                     self._lock(runner, folder)
                 if runner._resume:
-                    outcome[1] = self._check_resume(runner, folder)
+                    self._check_resume(runner, folder)
             except (ValueError, RuntimeError) as error:
-                outcome[0] = error
+                outcome = [error]
         broadcast_object_list(outcome)
-        error, path = outcome
-        if error is not None:
+        if outcome[0] is not None:
             self.release()
-            raise error
-        if path:
-            runner._load_from = path
-        elif path == '':
-            runner._resume = False
+            raise outcome[0]
 
     def _lock(self, runner: Runner, folder: str) -> None:
         self.release()
@@ -155,9 +151,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
         while self._locks:
             self._locks.pop().release()
 
-    def _check_resume(self, runner: Runner, folder: str) -> str | None:
-        """Returns the checkpoint to load if the pointer cannot name it, '' if it cannot name that there is none."""
-
+    def _check_resume(self, runner: Runner, folder: str) -> None:
         def verify(path: str) -> dict:
             try:
                 return self._verify(runner, path)
@@ -167,13 +161,12 @@ class CrashSafeCheckpointHook(CheckpointHook):
                 raise ValueError(f'it is damaged ({type(error).__name__}: {error})') from error
 
         if runner._load_from is None:
-            return self._repair_pointer(runner, folder, verify)
-        if os.path.lexists(runner._load_from):
+            self._repair_pointer(runner, folder, verify)
+        elif os.path.lexists(runner._load_from):
             try:
                 verify(runner._load_from)
             except ValueError as error:
                 raise ValueError(f'cannot resume from {runner._load_from!r}: {error}') from error
-        return None
 
     def _verify(self, runner: Runner, path: str) -> dict:
         """Returns ``meta`` of a checkpoint that this training can resume; raises otherwise."""
@@ -192,14 +185,13 @@ class CrashSafeCheckpointHook(CheckpointHook):
         _check_fit(runner, checkpoint)
         return meta
 
-    def _repair_pointer(self, runner: Runner, folder: str, verify: Any) -> str | None:
+    def _repair_pointer(self, runner: Runner, folder: str, verify: Callable[[str], dict]) -> None:
         pointer = os.path.join(runner.work_dir, POINTER)
+        _make_room(runner, pointer)
         named = None
         if os.path.isfile(pointer):
             with open(pointer, 'rb') as file:
                 named = file.read(4096).decode(errors='replace').strip()
-        elif os.path.lexists(pointer):
-            runner.logger.warning(f'resume skips {pointer!r}: it is not a regular file')
         choice = choose_checkpoint(folder, self.filename_tmpl, verify, named)
         for path, reason in choice.skipped:
             runner.logger.warning(f'resume skips {path!r}: {reason}')
@@ -208,18 +200,16 @@ class CrashSafeCheckpointHook(CheckpointHook):
                                   'names; --resume FILE resumes it')
         if choice.path is not None:
             runner.logger.info(f'resume takes {choice.path!r}, the newest checkpoint that loads whole')
-            return None if self._write_pointer(runner, choice.path) else choice.path
+            write_atomically(choice.path.encode(), pointer)
+            return
         if choice.skipped or choice.left:
             reasons = [f'- {path}: {reason}' for path, reason in choice.skipped]
             reasons += [f'- {path}: it is of another training' for path in choice.left]
             raise RuntimeError(f'none of the checkpoints in {folder!r} can be resumed from:\n' + '\n'.join(reasons) +
                                '\nTo start anew, use another work directory or leave out --resume')
         runner.logger.info(f'nothing to resume in {folder!r} ({self.filename_tmpl}): training starts anew')
-        if os.path.isdir(pointer):
-            return ''
         if os.path.lexists(pointer):
             os.remove(pointer)
-        return None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Rebuilds what a checkpoint holds as plain data, and keeps the random numbers until training starts."""
@@ -359,13 +349,17 @@ class CrashSafeCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        if is_main_process() and isinstance(self.file_backend, LocalBackend):
+            _make_room(runner, self.last_ckpt)
         runner.save_checkpoint(
             self.out_dir, name, save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler,
             meta=meta, by_epoch=self.by_epoch, backend_args=self.backend_args)
         self._gradients = []
         self._saved_iter = meta['iter']
         if is_main_process():
-            self._write_pointer(runner, str(self.last_ckpt))
+            pointer = os.path.join(runner.work_dir, POINTER)
+            _make_room(runner, pointer)
+            write_atomically(str(self.last_ckpt).encode(), pointer)
             for old in outdated:
                 self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
 
@@ -377,15 +371,6 @@ class CrashSafeCheckpointHook(CheckpointHook):
             runner, f'checkpoints do not hold {name}: {reason}'))
         checkpoint.clear()
         checkpoint.update(plain)
-
-    def _write_pointer(self, runner: Runner, path: str) -> bool:
-        """Returns whether it can be written; checkpoints are found without it as well."""
-        pointer = os.path.join(runner.work_dir, POINTER)
-        if os.path.isdir(pointer):
-            self._warn(runner, f'{pointer!r} is a folder, so that nothing points to the newest checkpoint')
-            return False
-        write_atomically(path.encode(), pointer)
-        return True
 
     def _warn(self, runner: Runner, message: str) -> None:
         if message not in self._warned:
@@ -443,6 +428,14 @@ class CrashSafeCheckpointHook(CheckpointHook):
         if self.out_dir is None:
             return runner.work_dir
         return os.path.join(self.out_dir, os.path.basename(runner.work_dir.rstrip(os.sep)))
+
+
+def _make_room(runner: Runner, path: str) -> None:
+    """Renames a folder that has the name of a file to be written."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        free = next(name for name in (f'{path}.folder{number}' for number in count()) if not os.path.lexists(name))
+        os.rename(path, free)
+        runner.logger.warning(f'{path!r} is a folder in the way of a file; it is called {free!r} now')
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
