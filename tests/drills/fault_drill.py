@@ -72,6 +72,17 @@ class Reports(Hook):
         self.pipe.send(('end', fingerprint(runner.model)))
 
 
+class WaitFor(Hook):
+    """Holds a training in its second epoch until a file is there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        while runner.epoch == 1 and not self.path.exists():
+            time.sleep(0.05)
+
+
 def train(work_dir: str, pipe: object, prepare: Callable[[], None] | None, options: dict) -> None:
     """What a trial's process does; it exits with the status of its training."""
     with open(os.devnull, 'w') as silence, contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
@@ -250,11 +261,12 @@ def new_training_in_an_old_folder(work_dir: Path, draw: random.Random, reference
 
 def start_a_second(work_dir: Path, draw: random.Random, reference: str, duration: float) -> Outcome:
     """A second training in the folder is refused, and the first does not notice."""
-    first = Training(work_dir, model=dict(padding=PADDING, step_time=0.2))
+    first = Training(work_dir, hooks=[WaitFor(work_dir / 'second_is_over')])
     first.listen('saved', 1)
     second = Training(work_dir, resume=draw.random() < 0.5)
     refused = second.finish() is None and f'another training uses {str(work_dir)!r}: process {first.process.pid} on' \
         in str(second.said['error'])
+    (work_dir / 'second_is_over').touch()
     final = first.finish()
     return Outcome(0, final == reference, wrong='' if refused else f'the second was not refused: {second.said}')
 

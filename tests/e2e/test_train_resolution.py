@@ -22,10 +22,8 @@ from tests.helpers.tool_scripts import run_main
 
 pytest.importorskip('mmpretrain')
 
-from test_resume import SignalAt, former_handlers  # noqa: E402, F401
-
 from tests.helpers.resolution_training import SIZES, Batches, build_runner, write_images  # noqa: E402
-from tests.helpers.toy_training import fingerprint  # noqa: E402
+from tests.helpers.toy_training import SignalAt, fingerprint, former_handlers  # noqa: E402, F401
 
 OFFICIAL = [(0, 192), (280, 224)]
 

@@ -6,8 +6,10 @@ import hashlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -20,6 +22,17 @@ from torch.utils.data import Dataset
 from partialnet_mm import PartialNet
 
 TINY = dict(embed_dim=8, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type='ReLU'))
+
+
+@pytest.fixture(autouse=True)
+def former_handlers() -> Iterator[None]:
+    """For modules that import it: a training that leaves keeps its signal handlers, for it is about to exit."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 
 
 class Images(Dataset):
