@@ -35,7 +35,7 @@ def choose_checkpoint(folder: str, template: str, verify: Callable[[str], dict],
     Newest is the one with most epochs and iterations in its name, so new dates
     after a copy do not matter. Checkpoints of other trainings, which lie in the
     folder from before, are left: the training is that of the checkpoint that
-    ``pointer`` names or, if this one cannot be used, of the newest before it. A
+    ``pointer`` names. If this one cannot be used, only those before it count. A
     pointer to a file that does not exist is ignored.
 
     Args:
@@ -67,7 +67,7 @@ def choose_checkpoint(folder: str, template: str, verify: Callable[[str], dict],
     left = []
     for name in names[:first]:
         meta = usable(name)
-        if meta is not None and chosen is not None and same_run(meta, last):
+        if meta is not None and chosen == names[first] and same_run(meta, last):
             chosen = name
             break
         if meta is not None:

@@ -33,8 +33,6 @@ def former_handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-
-
 class Images(Dataset):
     """Squares and stripes with random noise, which stands for augmentation; numpy draws it."""
 

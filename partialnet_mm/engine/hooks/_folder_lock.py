@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 
 #: Name of the lock in a folder.
@@ -34,14 +35,19 @@ class FolderLock:
             process and start.
     """
 
+    # Together with the number of the process: containers share names and numbers.
+    _token = uuid.uuid4().hex
+
     def __init__(self, folder: str, report: Callable[[str], None]) -> None:
         self.path = os.path.join(folder, LOCK)
         self._file = self._open()
         try:
             self._take(report)
         except BaseException:
-            os.close(self._file)
+            self._close()
             raise
+        # A process that is forked, such as the worker of a data loader, must not hold the lock on.
+        os.register_at_fork(after_in_child=self._close)
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -53,7 +59,12 @@ class FolderLock:
             self._thread.join()
             if self._is_in_place():
                 os.unlink(self.path)
+            self._close()
+
+    def _close(self) -> None:
+        if self._file >= 0:
             os.close(self._file)
+            self._file = -1
 
     def _open(self) -> int:
         return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -72,23 +83,27 @@ class FolderLock:
             report(f'{self.path!r} is of {_describe(holder)}: waiting {4 * BEAT:g} s for a sign of life')
             if self._is_touched():
                 raise self._refusal(holder)
-            self._lock()  # watching the file has released it
-        if holder:
+        if holder and holder.get('token') != self._own_token():
             report(f'{self.path!r} is taken over from {_describe(holder)}, which has ended')
-        content = dict(host=socket.gethostname(), process=os.getpid(), since=time.strftime('%Y-%m-%d %H:%M:%S'))
+        content = dict(host=socket.gethostname(), process=os.getpid(), since=time.strftime('%Y-%m-%d %H:%M:%S'),
+                       token=self._own_token())
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps(content).encode(), 0)
 
     def _lock(self) -> bool:
         """Returns whether the file system has locks; raises if another process holds this one."""
         try:
-            # Unlike flock's, this lock is not inherited by the workers of a data loader.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise self._refusal(self._read()) from None
-            return False
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return False
+            holder = self._read()
+            if holder.get('token') != self._own_token():  # otherwise it is of a training that this process gave up
+                raise self._refusal(holder) from None
         return True
+
+    def _own_token(self) -> str:
+        return f'{self._token}-{os.getpid()}'
 
     def _read(self) -> dict:
         content = os.pread(self._file, 1000, 0)
@@ -114,7 +129,7 @@ class FolderLock:
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
             with contextlib.suppress(OSError):  # the folder may be away for a while
-                os.utime(self._file)
+                os.utime(self.path)
 
     def _refusal(self, holder: dict) -> RuntimeError:
         return RuntimeError(f'another training uses {os.path.dirname(self.path)!r}: {_describe(holder)}. Wait for its '

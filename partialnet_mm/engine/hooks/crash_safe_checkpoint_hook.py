@@ -101,7 +101,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
             save_begin=save_begin)
         self._locks: list[FolderLock] = []
         self._resumed: dict = {}
-        self._resumes_named_file = False
+        self._forks = False
         self._run: dict = dict(run=uuid.uuid4().hex, forked_from=[])
         self._state_before_val: dict | None = None
         self._gradients: list[dict] = []
@@ -124,7 +124,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
         if not isinstance(get_file_backend(folder, backend_args=self.backend_args), LocalBackend):
             return
         self.backend_args = self.backend_args or dict(backend='atomic')
-        self._resumes_named_file = runner._resume and runner._load_from is not None
+        self._forks = runner._resume and runner._load_from is not None
         # The main process decides, and all learn the outcome, so that none goes on alone.
         outcome: list[Exception | None] = [None]
         if is_main_process():
@@ -201,6 +201,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
         if choice.path is not None:
             runner.logger.info(f'resume takes {choice.path!r}, the newest checkpoint that loads whole')
             write_atomically(choice.path.encode(), pointer)
+            self._forks = bool(choice.skipped or choice.left)
             return
         if choice.skipped or choice.left:
             reasons = [f'- {path}: {reason}' for path, reason in choice.skipped]
@@ -221,7 +222,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
         if runner.param_schedulers is not None and 'param_schedulers' in checkpoint:
             checkpoint['param_schedulers'] = restore_schedulers(checkpoint['param_schedulers'], runner.param_schedulers)
         self._resumed = dict(meta, gradients=checkpoint.get('gradients'))
-        if self._resumes_named_file:
+        if self._forks:
             self._run['forked_from'] = [*meta.get('forked_from', []), [meta.get('run'), meta['iter']]]
         else:
             self._run = dict(run=meta.get('run'), forked_from=meta.get('forked_from', []))
