@@ -47,7 +47,7 @@ def plan(args: argparse.Namespace, names: list[str]) -> list[Files]:
     """Names all files before the first is written.
 
     Raises:
-        ValueError: If a name leaves its folder, two images share a file, or a file would be written over.
+        ValueError: If a name leaves its folder, or a file would be written over.
     """
     files = []
     for name in names:
@@ -57,14 +57,10 @@ def plan(args: argparse.Namespace, names: list[str]) -> list[Files]:
         files.append(Files(Path(args.images, name), Path(args.root, 'img_dir', args.split, name),
                            Path(args.root, 'ann_dir', args.split, name).with_suffix('.png')))
     sources = {source.resolve() for source, *_ in files}
-    taken: set[Path] = set()
     for source, *targets in files:
         for target in targets:
             # The file itself: a link that lies there is replaced, and what it points to stays.
             place = target.parent.resolve() / target.name
-            if place in taken:
-                raise ValueError(f'{args.annotations} names two images for {str(target)!r}')
-            taken.add(place)
             if place in sources:
                 raise ValueError(f'{str(target)!r} is not written: it is one of the source images')
             if not (args.force and target.is_symlink()):
