@@ -171,7 +171,7 @@ def test_the_crop_itself_has_the_size(images):
 
 @pytest.mark.two_processes
 def test_two_processes_have_the_sizes_of_one(tmp_path, images):
-    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT / 'tests'))
+    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
     done = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
          str(ROOT / 'tests' / 'helpers' / 'resolution_training.py'), str(tmp_path), str(images)],
