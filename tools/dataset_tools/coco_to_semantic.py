@@ -60,8 +60,8 @@ def plan(args: argparse.Namespace, names: list[str]) -> list[Files]:
     for source, *targets in files:
         for target in targets:
             # The file itself: a link that lies there is replaced, and what it points to stays.
-            place = target.parent.resolve() / target.name
-            if place in sources:
+            path = target.parent.resolve() / target.name
+            if path in sources:
                 raise ValueError(f'{str(target)!r} is not written: it is one of the source images')
             if not (args.force and target.is_symlink()):
                 refuse_overwrite(target, (args.annotations, source), args.force)

@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""A training that is told to leave saves first."""
+"""A training that gets a signal to leave saves first."""
 import os
 import signal
 import threading
@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from .crash_safe_checkpoint_hook import CrashSafeCheckpointHook
 
-#: Exit status of a training that was told to leave and has saved: start it again with --resume.
+#: Exit status of a training that a signal has ended and that has saved: start it again with --resume.
 #: It is sysexits.h's EX_TEMPFAIL.
 EXIT_PREEMPTED = 75
 
@@ -73,7 +73,7 @@ class PreemptionHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None,
                          outputs: dict | None = None) -> None:
-        """Saves and leaves if any process was told to."""
+        """Saves and leaves if any process has a signal."""
         if self._any_received():
             self._checkpoints(runner).save_now(runner)
             if self._group is not None:

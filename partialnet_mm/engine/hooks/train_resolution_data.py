@@ -170,14 +170,14 @@ def _attribute_of_size(crop: Any) -> str:
 
 
 def with_resolution(loader: DataLoader, size_at: Callable[[int], int]) -> DataLoader:
-    """A loader whose batches have the sides that a function says.
+    """A loader whose batches have the sides that a function returns.
 
     Args:
         loader: Of the training.
         size_at: The side of the images of an iteration.
 
     Returns:
-        DataLoader: Else the same.
+        Otherwise the same.
 
     Raises:
         ValueError: If it does not make batches of indices, or a pipeline does
