@@ -101,6 +101,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
             save_begin=save_begin)
         self._locks: list[FolderLock] = []
         self._resumed: dict = {}
+        self._trains = False
         self._forks = False
         self._run: dict = dict(run=uuid.uuid4().hex, forked_from=[])
         self._state_before_val: dict | None = None
@@ -120,8 +121,9 @@ class CrashSafeCheckpointHook(CheckpointHook):
             RuntimeError: If none of the checkpoints in the work directory can,
                 or another training uses this directory.
         """
+        self._trains = isinstance(runner._train_loop, BaseLoop)  # for a validation or a test it is not built
         folder = self._folder(runner)
-        if not isinstance(get_file_backend(folder, backend_args=self.backend_args), LocalBackend):
+        if not self._trains or not isinstance(get_file_backend(folder, backend_args=self.backend_args), LocalBackend):
             return
         self.backend_args = self.backend_args or dict(backend='atomic')
         self._forks = runner._resume and runner._load_from is not None
@@ -129,11 +131,10 @@ class CrashSafeCheckpointHook(CheckpointHook):
         outcome: list[Exception | None] = [None]
         if is_main_process():
             try:
-                if isinstance(runner._train_loop, BaseLoop):  # it is built: this run trains
-                    self._lock(runner, folder)
+                self._lock(runner, folder)
                 if runner._resume:
                     self._check_resume(runner, folder)
-            except (ValueError, RuntimeError) as error:
+            except (ValueError, RuntimeError, OSError) as error:
                 outcome = [error]
         broadcast_object_list(outcome)
         if outcome[0] is not None:
@@ -219,7 +220,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
         meta = checkpoint['meta']
         meta.pop('config', None)  # mmengine would run it as Python; what it writes itself is called cfg
         checkpoint['message_hub'] = restore_hub(checkpoint['message_hub'])
-        if runner.param_schedulers is not None and 'param_schedulers' in checkpoint:
+        if self._trains and runner.param_schedulers is not None and 'param_schedulers' in checkpoint:
             checkpoint['param_schedulers'] = restore_schedulers(checkpoint['param_schedulers'], runner.param_schedulers)
         self._resumed = dict(meta, gradients=checkpoint.get('gradients'))
         if self._forks:
@@ -305,7 +306,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
             return
         set_random_state(self._state_before_val)
         self._state_before_val = None
-        if self.is_saved(runner) and is_main_process() and isinstance(self.file_backend, LocalBackend):
+        if self._trains and self.is_saved(runner) and is_main_process() and isinstance(self.file_backend, LocalBackend):
             write_atomically(f'{self._run["run"]} {runner.iter}'.encode(), os.path.join(self.out_dir, VALIDATED))
 
     def after_run(self, runner: Runner) -> None:

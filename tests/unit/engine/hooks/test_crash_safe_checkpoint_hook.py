@@ -189,6 +189,13 @@ def test_nothing_usable_stops_instead_of_starting_anew(work_dir):
     assert all(f'epoch_{i}.pth: it is truncated or damaged (1000 bytes' in str(stopped.value) for i in (1, 2, 3))
 
 
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_validation_locks_nothing(work_dir, resume):
+    """The config that a resumed training leaves in its work folder says that it resumes."""
+    metrics = build_runner(work_dir, resume=resume, load_from=str(work_dir / 'epoch_3.pth')).val()
+    assert metrics['accuracy'] >= 1 and not (work_dir / 'training.lock').exists()
+
+
 def test_nothing_to_resume_starts(tmp_path):
     (tmp_path / 'last_checkpoint').write_text('/nowhere/epoch_3.pth')
     runner = build_runner(tmp_path, resume=True, epochs=1)
