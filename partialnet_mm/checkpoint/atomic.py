@@ -1,6 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Files that are there whole or not at all."""
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
@@ -43,6 +44,36 @@ def write_atomically(content: bytes, path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def refuse_overwrite(path: str | Path, inputs: Iterable[str | Path] = (), force: bool = False) -> None:
+    """Raises if a tool must not write a file: it exists, or it is one of the tool's own inputs.
+
+    A link counts as what it points to, and a link to nothing as a file that
+    exists.
+
+    Args:
+        path: The file to write.
+        inputs: Files that the tool reads; they are never written over, whatever
+            ``force`` is. A folder in ``inputs`` protects all that lies in it.
+        force: Whether the user allows writing over an existing file
+            (``--force``).
+
+    Raises:
+        ValueError: With the file and the reason.
+    """
+    target = os.path.realpath(path)
+    for source in map(os.fspath, inputs):
+        real = os.path.realpath(source)
+        inside = os.path.isdir(real) and os.path.commonpath((real, target)) == real
+        if real == target or inside or (os.path.exists(real) and os.path.exists(target)
+                                        and os.path.samefile(real, target)):
+            raise ValueError(f'{os.fspath(path)!r} is not written: it would overwrite the input {source!r}. '
+                             'Name another output')
+    if os.path.isdir(target):
+        raise ValueError(f'{os.fspath(path)!r} is not written: it is a folder, and a file name is needed')
+    if os.path.lexists(path) and not force:
+        raise ValueError(f'{os.fspath(path)!r} is not written: it exists. --force overwrites it')
 
 
 @register_backend('atomic')
