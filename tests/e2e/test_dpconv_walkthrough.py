@@ -292,5 +292,5 @@ def test_tools_can_be_imported():
     spec = importlib.util.spec_from_file_location('dpconv_to_fixed', ROOT / TO_FIXED)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    with pytest.raises(ValueError, match='holds a list in the place of its state dict'):
+    with pytest.raises(ValueError, match='holds a list instead of its state dict'):
         tool.convert(dict(state_dict=[]))

@@ -274,7 +274,7 @@ def test_a_bias_that_the_official_head_lacks(tiny_arch):
 
 @pytest.mark.parametrize('content, message', [
     (dict(), 'it has no patch_embed.proj.weight, its tensors begin with nothing'),
-    (dict(state_dict=[1]), 'holds a list in the place of its state dict'),
+    (dict(state_dict=[1]), 'holds a list instead of its state dict'),
     (dict(a=torch.ones(1), b=3), r'not tensors \(1\): b is a int'),
     ({'conv1.weight': torch.ones(1)}, 'not in the official layout; it has no .*begin with conv1.weight'),
     ({'downsample_layers.0.conv.weight': torch.ones(1)}, "official layout: it is in this project's layout"),
