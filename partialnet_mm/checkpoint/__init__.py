@@ -3,6 +3,6 @@
 from ._data_pickle import Reference
 from .loader import register_loader
 from .reader import read_checkpoint
-from .writer import write_checkpoint
+from .writer import check_ending, serialize_checkpoint, write_checkpoint
 
-__all__ = ['Reference', 'read_checkpoint', 'register_loader', 'write_checkpoint']
+__all__ = ['Reference', 'check_ending', 'read_checkpoint', 'register_loader', 'serialize_checkpoint', 'write_checkpoint']

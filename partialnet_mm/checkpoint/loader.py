@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping
 
 from mmengine.fileio import get_local_path
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import (get_deprecated_model_names, get_external_models, get_mmcls_models,
-                                        get_torchvision_models)
+from mmengine.runner.checkpoint import (
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+)
 
 from .hashed_name import check_hashed_name
 from .reader import read_checkpoint

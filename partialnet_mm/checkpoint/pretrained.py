@@ -14,8 +14,8 @@ from .reader import read_checkpoint
 
 #: Least fraction of the backbone's tensors that a checkpoint must hold.
 MIN_LOADED = 0.9
-#: Most letters in the name of a tensor.
-MAX_NAME = 500
+#: Most tensors of a checkpoint, and most letters in the name of one.
+MAX_TENSORS, MAX_NAME = 10_000, 500
 #: Name of the stem's weight in a checkpoint of the paper's official code.
 OFFICIAL_STEM = 'patch_embed.proj.weight'
 #: Ending of the names of a search's gates (DPConv).
@@ -140,6 +140,8 @@ def find_state_dict(content: dict) -> dict[str, object]:
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise ValueError(f'holds a {type(tensors).__name__} instead of its state dict; allowed are tensors by name '
                          "under 'state_dict', under 'model', or as the whole file")
+    if len(tensors) > MAX_TENSORS:
+        raise ValueError(f'holds {len(tensors)} tensors; at most {MAX_TENSORS} are allowed')
     wrong = next((name for name in tensors if not name.isprintable() or len(name) > MAX_NAME), None)
     if wrong is not None:
         raise ValueError(f'holds a tensor by the name {wrong[:50]!r}; allowed are at most {MAX_NAME} printable letters')

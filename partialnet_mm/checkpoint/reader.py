@@ -110,7 +110,7 @@ def _read_safetensors(path: str, header: int, size: int) -> dict:
     if not header <= min(MAX_DIRECTORY, size - 8):
         raise Refusal(f'its header is of {header} bytes')
     with safe_open(path, framework='pt') as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         metadata = file.metadata() or {}
     meta = json.loads(metadata['meta']) if 'meta' in metadata else dict(metadata)
     if not isinstance(meta, dict):

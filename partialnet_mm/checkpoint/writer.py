@@ -29,7 +29,7 @@ def write_checkpoint(content: dict, path: str | os.PathLike) -> None:
         ValueError: If the file ends otherwise, or ``content`` has more keys or something else than plain data.
         OSError: If it cannot be written.
     """
-    write_atomically(to_bytes(content, check_ending(path)), path)
+    write_atomically(serialize_checkpoint(content, check_ending(path)), path)
 
 
 def check_ending(path: str | os.PathLike) -> str:
@@ -40,8 +40,8 @@ def check_ending(path: str | os.PathLike) -> str:
     return ending
 
 
-def to_bytes(content: dict, ending: str) -> bytes:
-    """All of a file of weights, the same bytes for the same content; arguments as of :func:`write_checkpoint`."""
+def serialize_checkpoint(content: dict, ending: str) -> bytes:
+    """The bytes of a file of weights, the same for the same content: see :func:`write_checkpoint`."""
     if set(content) != {'state_dict', 'meta'}:
         raise ValueError(f"a checkpoint of weights has 'state_dict' and 'meta', got {sorted(content)}")
     if ending == '.pth':
