@@ -5,4 +5,6 @@ from .loader import register_loader
 from .reader import read_checkpoint
 from .writer import check_ending, serialize_checkpoint, write_checkpoint
 
-__all__ = ['Reference', 'check_ending', 'read_checkpoint', 'register_loader', 'serialize_checkpoint', 'write_checkpoint']
+__all__ = [
+    'Reference', 'check_ending', 'read_checkpoint', 'register_loader', 'serialize_checkpoint', 'write_checkpoint'
+]

@@ -27,7 +27,7 @@ MAX_EXTENT = 1 << 48
 MAX_KEY = 1 << 60
 
 #: Upper bounds of what one instruction leaves in memory, in bytes.
-_COST, _CONTAINER, _TENSOR = 80, 400, 1200
+_COST, _CONTAINER, _TENSOR = 160, 400, 1200
 
 _STORAGES = {f'torch.{name}Storage': dtype for name, dtype in dict(
     Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Long=torch.int64,
@@ -85,18 +85,18 @@ def _expect(condition: object, what: str) -> None:
 
 
 def _extent(value: object, what: str) -> int:
-    _expect(type(value) is int and 0 <= value <= MAX_EXTENT, f'a {what} is out of range')
+    _expect(type(value) is int and 0 <= value <= MAX_EXTENT, f'{what} is out of range')
     return value
 
 
 def _extents(values: object, what: str) -> tuple[int, ...]:
-    _expect(isinstance(values, tuple) and len(values) <= 32, f'a {what} is not a tuple of at most 32 numbers')
+    _expect(isinstance(values, tuple) and len(values) <= 32, f'{what} is not a tuple of at most 32 numbers')
     return tuple(_extent(value, what) for value in values)
 
 
 def _key(key: object) -> object:
     _expect(isinstance(key, str) or key is None or isinstance(key, int) and abs(key) <= MAX_KEY,
-            f'a key is a {type(key).__name__}; allowed are text and numbers below 2^60')
+            f'a key is a {type(key).__name__}; allowed are texts, and integers below 2^60')
     return key
 
 
@@ -190,7 +190,9 @@ class DataPickle:
         self._set_items([self._stack.pop(), value])
 
     def _long(self) -> None:
-        self._push(int.from_bytes(self._take(self._take(1)[0]), 'little', signed=True))
+        size = self._take(1)[0]
+        self._budget.spend(2 * size)
+        self._push(int.from_bytes(self._take(size), 'little', signed=True))
 
     def _text(self) -> None:
         size = self._number('<I')
@@ -224,7 +226,7 @@ class DataPickle:
         if not isinstance(name, Reference) or name not in _STORAGES:
             _refuse(str(name)[:200])
         memory, dtype = self._load_storage(key), _STORAGES[name]
-        _expect(_extent(count, 'number of values') * dtype.itemsize <= memory.nbytes(),
+        _expect(_extent(count, 'the number of values') * dtype.itemsize <= memory.nbytes(),
                 f'storage {key[:50]!r} has {memory.nbytes()} bytes and not {count} values of {dtype}')
         self._budget.spend(_TENSOR)
         self._push(_Storage(memory, dtype))
@@ -264,8 +266,8 @@ class DataPickle:
         dtype = storage.dtype if dtype is None else dtype
         _expect(isinstance(dtype, torch.dtype), 'a tensor has no type')
         _expect(not hooks and not metadata, 'a tensor has hooks or is conjugated')
-        _extent(offset, 'offset of a tensor')
-        size, stride = _extents(size, 'size of a tensor'), _extents(stride, 'stride of a tensor')
+        _extent(offset, 'the offset of a tensor')
+        size, stride = _extents(size, 'the size of a tensor'), _extents(stride, 'the stride of a tensor')
         _expect(len(size) == len(stride), 'a tensor has other sizes than strides')
         last = sum((length - 1) * step for length, step in zip(size, stride)) + 1 if all(size) else 0
         _expect((offset + last) * dtype.itemsize <= storage.memory.nbytes(), 'a tensor reaches out of its storage')
@@ -298,7 +300,7 @@ class DataPickle:
 
     def _size(self, sizes: tuple) -> torch.Size:
         self._budget.spend(_CONTAINER)
-        return torch.Size(_extents(sizes, 'size'))
+        return torch.Size(_extents(sizes, 'a size'))
 
     def _bytes(self) -> bytes:
         return b''
@@ -330,7 +332,7 @@ class DataPickle:
     def _numbers(self, dtype: np.dtype, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
         _expect(isinstance(dtype, np.dtype) and isinstance(data, bytes), 'an array has no type or no content')
         count = 1
-        for length in _extents(shape, 'size of an array'):
+        for length in _extents(shape, 'the size of an array'):
             count *= length
         _expect(count * dtype.itemsize == len(data), f'an array of {count} values has {len(data)} bytes')
         self._budget.spend(_CONTAINER + 2 * len(data))
@@ -353,7 +355,7 @@ class DataPickle:
         _expect(isinstance(state, dict), 'a log buffer has no content')
         values, counts, most = (state.get(key) for key in ('_log_history', '_count_history', 'max_length'))
         _expect(all(isinstance(array, np.ndarray) and array.ndim == 1 for array in (values, counts))
-                and len(values) == len(counts) <= _extent(most, 'length of a log buffer'), 'a log buffer is uneven')
+                and len(values) == len(counts) <= _extent(most, 'the length of a log buffer'), 'a log buffer is uneven')
         self._budget.spend(_CONTAINER + values.nbytes + counts.nbytes)
         return HistoryBuffer(values, counts, most)
 
@@ -473,5 +475,5 @@ def _plain_size(value: object) -> int:
     if isinstance(value, HistoryBuffer):
         return 64 + sum(array.nbytes for array in value.data)
     _expect(value is None or isinstance(value, (bool, int, float, torch.dtype)),
-            f'a {type(value).__name__} is not complete')
+            f'a {type(value).__name__.strip("_")} stands where a value is needed')
     return 64

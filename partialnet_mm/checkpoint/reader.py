@@ -126,17 +126,17 @@ def _read_archive(file: _BoundedFile, size: int, budget: Budget) -> object:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         names = {member.filename for member in members}
-        if len(names) < len(members) or sum(member.file_size for member in members) > size:
-            raise Refusal('its archive is damaged or forged: members overlap or have one name')
-        for member in members:
-            if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-                raise Refusal('members of its archive are compressed, as torch.save never writes them')
         pickles = [name for name in names if name.count('/') == 1 and name.endswith('/data.pkl')]
         if len(pickles) != 1:
             raise Refusal('its archive is not one of torch.save: it has no data.pkl, or several')
         folder = pickles[0][:-len('data.pkl')]
-        if f'{folder}constants.pkl' in names or f'{folder}code/' in names:
+        if f'{folder}constants.pkl' in names or any(name.startswith(f'{folder}code/') for name in names):
             raise Refusal('it is a TorchScript archive, which is a program')
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+                raise Refusal('members of its archive are compressed, as torch.save never writes them')
+        if len(names) < len(members) or sum(member.file_size for member in members) > size:
+            raise Refusal('its archive is damaged or forged: members overlap or have one name')
         if f'{folder}byteorder' in names:
             order = archive.read(f'{folder}byteorder')
             if order != sys.byteorder.encode():

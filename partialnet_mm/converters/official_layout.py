@@ -8,7 +8,6 @@ unknown or of another shape is an error that names it.
 import re
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -219,15 +218,13 @@ class _Network(NamedTuple):
             out_norms=tuple(i for i in range(PartialNet.num_stages) if has(rf'norm{i}\.')),
             head=(rows(_HIDDEN), rows('head.layers.1.fc.weight')) if has(r'head\.') else None)
 
-    @lru_cache(maxsize=4)
     def shapes(self) -> dict[str, _Shape]:
         """Shape of each tensor that the network has, by our names.
 
         Raises:
             ValueError: If there is no such network.
         """
-        cfg = self.backbone_cfg()
-        del cfg['type']
+        cfg = {name: value for name, value in self.backbone_cfg().items() if name != 'type'}
         if isinstance(cfg['arch'], dict):
             cfg['arch'] = dict(cfg['arch'], num_heads=self.num_heads or 1, act_cfg=dict(type='ReLU'))
         with torch.device('meta'):  # names and shapes alone
