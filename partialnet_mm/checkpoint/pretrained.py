@@ -74,7 +74,7 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
             90 % of the backbone's tensors, or more than a tenth beyond them; norms of returned feature maps do not
             count.
     """
-    if '://' not in checkpoint and not os.path.isfile(checkpoint):
+    if '://' not in checkpoint and not os.path.exists(checkpoint):
         raise FileNotFoundError(
             f'init_cfg.checkpoint {checkpoint!r} does not exist. Get it by pretraining with configs/pretrain, '
             'name another file (--cfg-options model.backbone.init_cfg.checkpoint=FILE), or start from random '
