@@ -49,6 +49,9 @@ val_dataloader = dict(
     dataset=dict(data_root={data!r}, split='', data_prefix='train', metainfo=dict(classes=['blue', 'red'])))
 test_dataloader = val_dataloader
 """
+PLAIN_HOOKS = """
+default_hooks = dict(_delete_=True, checkpoint=dict(type='CheckpointHook', interval=1))
+"""
 #: Limits of a run: seconds, and memory beyond what the imports take, in bytes.
 SECONDS, MEMORY = 120, 2 << 30
 
@@ -83,9 +86,8 @@ ENTRIES = {
     'train pretrained': Entry('tools/train.py', train('model.pretrained={file}')),
     'resume FILE': Entry('tools/train.py', train(resume=True)),
     'resume': Entry('tools/train.py', train(resume=True), 'work/epoch_1.pth'),
-    "resume, mmengine's hook": Entry('tools/train.py', train(
-        'default_hooks.checkpoint.type=CheckpointHook', 'default_hooks.preemption=None',
-        'default_hooks.epoch_data=None', resume=True), 'work/epoch_1.pth'),
+    "resume, mmengine's hook": Entry('tools/train.py', lambda file, config, run: train(resume=True)(
+        file, config.with_name('plain.py'), run), 'work/epoch_1.pth'),
     'test': Entry('tools/test.py', lambda file, config, run: [
         config, file, '--work-dir', run / 'work', '--skip-preflight']),
     'infer': Entry('tools/infer.py', lambda file, config, run: [
@@ -124,6 +126,7 @@ def prepare(folder: Path) -> tuple[Path, dict[str, Path]]:
     base = folder / 'base.py'
     base.write_text(CONFIGS['classifier'].format(arch=repr(ARCH)))
     config.write_text(f"_base_ = '{base}'\n" + DATA.format(data=str(folder / 'data')))
+    (folder / 'plain.py').write_text(f"_base_ = '{config}'\n" + PLAIN_HOOKS)
     (folder / 'training').mkdir()
     done = forked(Entry('tools/train.py', train()), folder / 'training', config, folder / 'none')
     healthy = dict(trained=folder / 'training/work/epoch_1.pth', official=folder / 'official.pth',
