@@ -62,10 +62,14 @@ def test_one_of_each_sort(entry, quick_runs):
     check(runs)
 
 
+def test_the_page_counts_right():
+    page = ' '.join((ROOT / 'docs/safety.md').read_text().split())
+    assert f'{len(KINDS)} kinds of hostile and damaged files and runs them through {len(ENTRIES)} entry points' in page
+
+
 @pytest.mark.slow
 def test_every_kind(tmp_path, capsys):
     """Prints a table, kinds by entries: '.' is refused in one sentence, with nothing run and nothing written."""
-    assert len(KINDS) >= 100
     runs = run_all(tmp_path, 'all')
     table = [f'{number:3} {entry}' for number, entry in enumerate(ENTRIES, 1)]
     table.append(' ' * 40 + ''.join(f'{number:3}' for number in range(1, len(ENTRIES) + 1)))

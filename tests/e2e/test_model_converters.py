@@ -350,7 +350,7 @@ def test_a_disk_that_keeps_something_else_is_noticed(tmp_path, command, monkeypa
         with open(path, 'wb') as file:
             file.write(content[:len(content) // 2])
 
-    monkeypatch.setattr('partialnet_mm.engine.atomic_backend.write_atomically', write_half)
+    monkeypatch.setattr('partialnet_mm.checkpoint.atomic.write_atomically', write_half)
     source = save(dict(weight=torch.ones(9)), tmp_path / 'in.pth')
     status, out, err = command(PUBLISH, source, tmp_path / 'out.pth')
     assert (status, out) == (1, '') and 'does not hold what was written to it' in err
