@@ -104,7 +104,7 @@ ENTRIES = {
     'dpconv_ratios': Entry('tools/analysis_tools/dpconv_ratios.py', lambda file, config, run: [file],
                            healthy='search'),
     'export_onnx': Entry('tools/deployment/export_onnx.py', lambda file, config, run: [
-        config, file, run / 'out.onnx']),
+        config, file, '--output', run / 'out.onnx', '--no-check']),
 }
 #: Entries that build a data set and a model first, a second each.
 RUNNERS = [entry for entry, (script, *_) in ENTRIES.items() if script in ('tools/train.py', 'tools/test.py')]
