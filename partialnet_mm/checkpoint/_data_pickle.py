@@ -246,13 +246,23 @@ class DataPickle:
     def _finish(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if type(target) is OrderedDict:
-            target._metadata = _module_versions(state)
+            target._metadata = self._module_versions(state)
             return
         _expect(isinstance(target, _Unfinished), f'a {type(target).__name__} has a state')
         value = _FINISHERS[target.name](self, target.arguments, state)
         self._stack[-1] = value
         for key in target.memo_keys:
             self._memo[key] = value
+
+    def _module_versions(self, state: dict) -> OrderedDict:
+        """What ``Module.state_dict()`` adds to its dict: the version of each module's tensors."""
+        versions = state['_metadata'] if type(state) is dict and list(state) == ['_metadata'] else None
+        _expect(isinstance(versions, dict), 'a dict has a state')
+        for entry in versions.values():
+            self._budget.spend(200)
+            _expect(type(entry) is dict and len(entry) <= 1 and all(type(version) is int for version in entry.values()),
+                    'the version of a module is none')
+        return OrderedDict(versions)
 
     # Known calls
 
@@ -358,14 +368,6 @@ class DataPickle:
                 and len(values) == len(counts) <= _extent(most, 'the length of a log buffer'), 'a log buffer is uneven')
         self._budget.spend(_CONTAINER + values.nbytes + counts.nbytes)
         return HistoryBuffer(values, counts, most)
-
-
-def _module_versions(state: object) -> OrderedDict:
-    """What ``Module.state_dict()`` adds to its dict: the version of each module's tensors."""
-    _expect(type(state) is dict and list(state) == ['_metadata'] and isinstance(state['_metadata'], dict)
-            and all(type(entry) is dict and all(type(version) is int for version in entry.values())
-                    for entry in state['_metadata'].values()), 'a dict has a state')
-    return OrderedDict(state['_metadata'])
 
 
 _INSTRUCTIONS: dict[bytes, Callable[[DataPickle], None]] = {

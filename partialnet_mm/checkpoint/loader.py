@@ -14,6 +14,7 @@ from mmengine.runner.checkpoint import (
 )
 
 from .hashed_name import check_hashed_name
+from .pretrained import find_state_dict
 from .reader import read_checkpoint
 
 #: All that mmengine and its continuation have a loader for; they are patterns. '' is a local file.
@@ -40,14 +41,17 @@ def register_loader(trust: bool = False, opened: Mapping[str, dict] | None = Non
             return opened.pop(filename)
         address = _address_of(filename)
         if '://' not in address:
-            return read_checkpoint(os.path.expanduser(address), trust)
+            content = read_checkpoint(os.path.expanduser(address), trust)
+            find_state_dict(content, filename)
+            return content
         try:
             with get_local_path(address) as path:
                 check_hashed_name(path, address)
                 content = read_checkpoint(path, trust)
+            state_dict = find_state_dict(content, filename)
         except (OSError, ValueError) as error:
             raise ValueError(f'checkpoint {filename!r} could not be fetched: {error}') from error
-        return _backbone_of(content) if filename.startswith('mmcls://') else content
+        return _backbone_of(state_dict) if filename.startswith('mmcls://') else content
 
     CheckpointLoader.register_scheme(SCHEMES, load_from_data, force=True)
 
@@ -68,7 +72,6 @@ def _address_of(name: str) -> str:
     return known[model]
 
 
-def _backbone_of(content: dict) -> dict:
-    state = content.get('state_dict', content)
+def _backbone_of(state_dict: dict) -> dict:
     return dict(state_dict=OrderedDict(
-        (name[len('backbone.'):], value) for name, value in state.items() if name.startswith('backbone.')))
+        (name.removeprefix('backbone.'), value) for name, value in state_dict.items() if name.startswith('backbone.')))

@@ -83,10 +83,7 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
     with get_local_path(checkpoint) as path:
         check_hashed_name(path, checkpoint)
         content = read_checkpoint(path)
-    try:
-        tensors = find_state_dict(content)
-    except ValueError as error:
-        raise ValueError(f'checkpoint {checkpoint!r} {error}') from error
+    tensors = find_state_dict(content, checkpoint)
     prefix = prefix or ''
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     given = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
@@ -124,11 +121,12 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
     return report
 
 
-def find_state_dict(content: dict) -> dict[str, object]:
+def find_state_dict(content: dict, checkpoint: str | None = None) -> dict[str, object]:
     """The tensors by name that a checkpoint holds.
 
     Args:
         content: What was read: tensors under 'state_dict', under 'model', or as the whole dict.
+        checkpoint: Name of the file for messages. Defaults to None.
 
     Returns:
         Names and values; the values are not checked.
@@ -136,15 +134,17 @@ def find_state_dict(content: dict) -> dict[str, object]:
     Raises:
         ValueError: If there is something else, or a name is none that a message can show.
     """
+    file = 'it' if checkpoint is None else f'checkpoint {checkpoint!r}'
     tensors = content.get('state_dict', content.get('model', content))
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
-        raise ValueError(f'holds a {type(tensors).__name__} instead of its state dict; allowed are tensors by name '
-                         "under 'state_dict', under 'model', or as the whole file")
+        raise ValueError(f'{file} holds a {type(tensors).__name__} instead of its state dict; allowed are tensors by '
+                         "name under 'state_dict', under 'model', or as the whole file")
     if len(tensors) > MAX_TENSORS:
-        raise ValueError(f'holds {len(tensors)} tensors; at most {MAX_TENSORS} are allowed')
+        raise ValueError(f'{file} holds {len(tensors)} tensors; at most {MAX_TENSORS} are allowed')
     wrong = next((name for name in tensors if not name.isprintable() or len(name) > MAX_NAME), None)
     if wrong is not None:
-        raise ValueError(f'holds a tensor by the name {wrong[:50]!r}; allowed are at most {MAX_NAME} printable letters')
+        raise ValueError(f'{file} holds a tensor by the name {wrong[:50]!r}; allowed are at most {MAX_NAME} printable '
+                         'letters')
     return tensors
 
 

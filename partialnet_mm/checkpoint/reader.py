@@ -50,16 +50,26 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
         with _open(path) as file:
             size = os.fstat(file.fileno()).st_size
             content = _read(file, path, size, trust)
-        if not isinstance(content, dict):
-            raise Refusal(f'it holds a {type(content).__name__}; a dict is needed')
+        _require_dict(content, 'it')
+        if isinstance(content.get('meta'), dict):
+            _require_dict(content['meta'].get('dataset_meta', {}), 'meta.dataset_meta')
+        elif 'state_dict' in content:
+            _require_dict(content.get('meta', {}), 'meta')
     except FileNotFoundError as error:
         raise FileNotFoundError(f'checkpoint {path!r} does not exist') from error
     except Exception as error:  # damaged files raise many types
         reason = str(error) if isinstance(error, Refusal) else (
             f'it is truncated or damaged ({type(error).__name__}: {" ".join(str(error).split())[:200]})')
+        # Names in a file must not control a terminal.
+        reason = ''.join(letter if letter.isprintable() else '?' for letter in reason)
         raise ValueError(f'checkpoint {path!r} ({size if size is not None else "?"} bytes) cannot be read: '
                          f'{reason}') from error
     return content
+
+
+def _require_dict(value: object, name: str) -> None:
+    if not isinstance(value, dict):
+        raise Refusal(f'{name} is a {type(value).__name__}; a dict is needed')
 
 
 class _BoundedFile(io.FileIO):
@@ -113,8 +123,6 @@ def _read_safetensors(path: str, header: int, size: int) -> dict:
         tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         metadata = file.metadata() or {}
     meta = json.loads(metadata['meta']) if 'meta' in metadata else dict(metadata)
-    if not isinstance(meta, dict):
-        raise Refusal(f"its metadata 'meta' is a {type(meta).__name__}; a dict is needed")
     content = dict(state_dict=tensors, meta=meta)
     check_tree(content, MAX_GROWTH * size + MAX_DATA)
     return content

@@ -271,7 +271,7 @@ MEMORY: dict[str, Write] = {
         b'](' + (tensor(storage('0', N << 4), 0, [N << 4], [1])) * 5000 + b'e', _0=bytes(N << 6)),
     'deep tuples': assembled(nested(1 << 20)),
     'deep tuples as key': whole(b'\x80\x02}' + text('state_dict') + b'}' + nested(1 << 20) + b'Nss.'),
-    'deep lists by the memo': assembled(items(b']q\x01', b'](h\x01eq\x01' * (N << 1))),
+    'deep lists by the memo': assembled(items(b']q\x01', b'](h\x01eq\x01' * (N >> 2))),
     'deep marks': assembled(b'(' * (N << 5)),
     'keys of one hash': whole(b'\x80\x02}' + text('state_dict') + b'}('
                               + b''.join(number(i * ((1 << 61) - 1)) + b'N' for i in range(1, N)) + b'us.'),
@@ -293,6 +293,9 @@ MEMORY: dict[str, Write] = {
     'many log buffers': assembled(items(array([0], 'f8', call(name('__builtin__', 'bytes'))) + b'q\x01', b'](' + (
         name('mmengine.logging.history_buffer', 'HistoryBuffer') + b')\x81}(' + text('_log_history') + b'h\x01'
         + text('_count_history') + b'h\x01' + text('max_length') + b'K\x05ub') * N + b'e')),
+    'versions many times': assembled(items(
+        call(name('collections', 'OrderedDict')) + b'q\x01', b'}' + text('_metadata') + b'}(' + b''.join(
+            text(str(i)) + b'}' for i in range(5000)) + b'usq\x02', b'h\x01' + b'h\x02b' * N)),
     'many integers': assembled(b'](' + (b'\x8a\xff' + b'\x7f' * 255) * N + b'e'),
     'many entries of the memo': assembled(items(b''.join(b'Nr' + struct.pack('<I', i) for i in range(N << 4)))),
     'many dicts': assembled(b'](' + b'}X\x01\0\0\0aNs' * (N << 2) + b'e'),
@@ -391,6 +394,8 @@ DAMAGED: dict[str, Write] = {
     'link to itself': lambda path, canary: path.symlink_to(path.name),
     'healthy archive of another program': lambda path, canary: zipfile.ZipFile(path, 'w').writestr('a/b.txt', 'c'),
     'two pickles': write_second_pickle,
+    'meta that is no dict': lambda path, canary: torch.save(dict(state_dict={}, meta=[1]), path),
+    'data that is no dict': lambda path, canary: torch.save(dict(state_dict={}, meta=dict(dataset_meta='a')), path),
     'numbers in another order': lambda path, canary: write_archive(path, content(b'N'), dict(byteorder=b'big')),
     'pickle of nothing': whole(b'\x80\x02.'),
     'pickle without end': whole(content(b'N')[:-1]),
@@ -408,6 +413,7 @@ DAMAGED: dict[str, Write] = {
     'safetensors, beyond the file': safetensors(dict(a=dict(FLOATS, shape=[1 << 40], data_offsets=[0, 1 << 42])),
                                                 bytes(16)),
     'safetensors, overlapping': safetensors(dict(a=FLOATS, b=FLOATS), bytes(16)),
+    'safetensors, names to control a terminal': safetensors({'\x1b[2J\n': FLOATS, '\x1b[1m\n': FLOATS}, bytes(16)),
     'safetensors, unknown type': safetensors(dict(a=dict(FLOATS, dtype='PICKLE')), bytes(16)),
     'safetensors, deep header': safetensors(b'{"a":' + b'[' * (1 << 20) + b']' * (1 << 20) + b'}'),
     'safetensors, deep metadata': safetensors(dict(__metadata__=dict(meta='[' * 10**5 + ']' * 10**5), a=FLOATS),

@@ -175,11 +175,8 @@ def require_fit(model: nn.Module, content: dict, checkpoint: str, least: float) 
         ValueError: If fewer are.
     """
     model = model.module if is_model_wrapper(model) else model
-    try:
-        state_dict = find_state_dict(content)
-    except ValueError as error:
-        raise ValueError(f'checkpoint {checkpoint!r} {error}') from error
-    given = {name.removeprefix('module.'): value for name, value in state_dict.items() if isinstance(value, Tensor)}
+    given = {name.removeprefix('module.'): value for name, value in find_state_dict(content, checkpoint).items()
+             if isinstance(value, Tensor)}
     own = model.state_dict()
     wrong = [f'{name} is missing' for name in own if name not in given]
     wrong += [f'{name} is {tuple(given[name].shape)}, not {tuple(value.shape)}' for name, value in own.items()

@@ -199,7 +199,7 @@ def test_a_hash_in_the_name_is_checked(change, trained, tiny_arch, tmp_path):
         assert load_pretrained(model, str(named), 'backbone.')['missing'] == []
         return
     found = hashlib.sha256(named.read_bytes()).hexdigest()[:8]
-    with pytest.raises(ValueError, match=f"'{named.name}' is damaged .* SHA-256 begins with {found}, not with "
+    with pytest.raises(ValueError, match=f"'{named.name}' is damaged, .* SHA-256 begins with {found}, not with "
                                          f'{named.stem[-8:]}'):
         load_pretrained(model, str(named), 'backbone.')
 
