@@ -7,6 +7,7 @@ and 'quick' or 'all'.
 import gc
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -76,20 +77,6 @@ def train(*options: str, resume: bool = False) -> Callable[[Path, Path, Path], l
 
 CONVERTERS = 'tools/model_converters'
 ENTRIES = {
-    'train load_from': Entry('tools/train.py', train('load_from={file}')),
-    'train init_cfg': Entry('tools/train.py', train(
-        'model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint={file}',
-        'model.backbone.init_cfg.prefix=backbone.')),
-    'train init_cfg of the head': Entry('tools/train.py', train(
-        'model.head.init_cfg.type=Pretrained', 'model.head.init_cfg.checkpoint={file}',
-        'model.head.init_cfg.prefix=head.')),
-    'train pretrained': Entry('tools/train.py', train('model.pretrained={file}')),
-    'resume FILE': Entry('tools/train.py', train(resume=True)),
-    'resume': Entry('tools/train.py', train(resume=True), 'work/epoch_1.pth'),
-    "resume, mmengine's hook": Entry('tools/train.py', lambda file, config, run: train(resume=True)(
-        file, config.with_name('plain.py'), run), 'work/epoch_1.pth'),
-    'test': Entry('tools/test.py', lambda file, config, run: [
-        config, file, '--work-dir', run / 'work', '--skip-preflight']),
     'infer': Entry('tools/infer.py', lambda file, config, run: [
         config, file, config.parent / 'data/train/red/0.png', '--out-dir', run / 'out', '--device', 'cpu']),
     'publish': Entry(f'{CONVERTERS}/publish_model.py', lambda file, config, run: [file, run / 'out.safetensors']),
@@ -105,6 +92,20 @@ ENTRIES = {
                            healthy='search'),
     'export_onnx': Entry('tools/deployment/export_onnx.py', lambda file, config, run: [
         config, file, '--output', run / 'out.onnx', '--no-check']),
+    'train load_from': Entry('tools/train.py', train('load_from={file}')),
+    'train init_cfg': Entry('tools/train.py', train(
+        'model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint={file}',
+        'model.backbone.init_cfg.prefix=backbone.')),
+    'train init_cfg of the head': Entry('tools/train.py', train(
+        'model.head.init_cfg.type=Pretrained', 'model.head.init_cfg.checkpoint={file}',
+        'model.head.init_cfg.prefix=head.')),
+    'train pretrained': Entry('tools/train.py', train('model.pretrained={file}')),
+    'resume FILE': Entry('tools/train.py', train(resume=True)),
+    'resume': Entry('tools/train.py', train(resume=True), 'work/epoch_1.pth'),
+    "resume, mmengine's hook": Entry('tools/train.py', lambda file, config, run: train(resume=True)(
+        file, config.with_name('plain.py'), run), 'work/epoch_1.pth'),
+    'test': Entry('tools/test.py', lambda file, config, run: [
+        config, file, '--work-dir', run / 'work', '--skip-preflight']),
 }
 #: Entries that build a data set and a model first, a second each.
 RUNNERS = [entry for entry, (script, *_) in ENTRIES.items() if script in ('tools/train.py', 'tools/test.py')]
@@ -172,7 +173,8 @@ def forked(entry: Entry, run: Path, config: Path, file: Path) -> dict:
 def attack(name: str, kind: str, folder: Path, config: Path, healthy: dict[str, Path]) -> dict:
     """One file through one entry."""
     entry = ENTRIES[name]
-    run = folder / 'runs' / f'{name} {kind}'.replace(' ', '_').replace('/', '_')
+    # Letters that a command line leaves alone.
+    run = folder / 'runs' / re.sub(r'[^\w.-]+', '_', f'{name} {kind}')
     file = run / entry.name
     file.parent.mkdir(parents=True)
     if kind == 'healthy':
