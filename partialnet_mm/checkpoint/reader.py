@@ -50,11 +50,9 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
         with _open(path) as file:
             size = os.fstat(file.fileno()).st_size
             content = _read(file, path, size, trust)
-        _require_dict(content, 'it')
-        if isinstance(content.get('meta'), dict):
-            _require_dict(content['meta'].get('dataset_meta', {}), 'meta.dataset_meta')
-        elif 'state_dict' in content:
-            _require_dict(content.get('meta', {}), 'meta')
+        if not isinstance(content, dict):
+            raise Refusal(f'it is a {type(content).__name__}; a dict is needed')
+        _check_meta(content)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'checkpoint {path!r} does not exist') from error
     except Exception as error:  # damaged files raise many types
@@ -67,9 +65,13 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
     return content
 
 
-def _require_dict(value: object, name: str) -> None:
-    if not isinstance(value, dict):
-        raise Refusal(f'{name} is a {type(value).__name__}; a dict is needed')
+def _check_meta(content: dict) -> None:
+    """What all tools take out of a checkpoint beside its tensors has the type that they expect."""
+    meta = content.get('meta', {}) if 'state_dict' in content else {}
+    data = meta.get('dataset_meta', {}) if isinstance(meta, dict) else {}
+    for name, value in (('meta', meta), ('meta.dataset_meta', data)):
+        if not isinstance(value, dict):
+            raise Refusal(f'its {name} has the wrong type, {type(value).__name__}; a dict is needed')
 
 
 class _BoundedFile(io.FileIO):
