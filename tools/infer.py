@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from partialnet_mm.engine.runners.command_line import KeyValues, load_config, read_trusted, require_fit
-from partialnet_mm.models.merge_model import merge_model
+from partialnet_mm.models import merge_model
 from partialnet_mm.preflight.image_folder import EXTENSIONS
 from partialnet_mm.preflight.images import check_image
 

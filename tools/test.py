@@ -13,7 +13,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from partialnet_mm.engine.runners.command_line import add_common_arguments, build_runner, check_data, leave, load_config
-from partialnet_mm.models.merge_model import merge_model
+from partialnet_mm.models import merge_model
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..analysis.build import build_model
-from ..models.merge_model import merge_model
+from ..models import merge_model
 from .publish import strip_checkpoint
 
 

@@ -5,6 +5,9 @@ import functools
 import inspect
 from collections.abc import Callable
 
+from mmengine.registry import MODELS
+from torch import nn
+
 
 def named_arguments(init: Callable) -> Callable:
     """Makes a constructor answer an unknown argument with those that it has.
@@ -28,3 +31,48 @@ def named_arguments(init: Callable) -> Callable:
         init(self, *args, **kwargs)
 
     return checked
+
+
+def find_type(layer_type: str | type) -> Callable:
+    """The class or builder of a registered layer.
+
+    Args:
+        layer_type: A name in mmengine's registry, or a class.
+
+    Returns:
+        The class or builder.
+
+    Raises:
+        KeyError: If no such type is registered.
+    """
+    if not isinstance(layer_type, str):
+        return layer_type
+    with MODELS.switch_scope_and_registry(None) as registry:  # that of the config's default scope, then its parents
+        found = registry.get(layer_type)
+    if found is None:
+        raise KeyError(f'{layer_type!r} is not registered: a layer of your own needs @MODELS.register_module() of '
+                       'mmengine, and its module in custom_imports')
+    return found
+
+
+def build_with(cfg: dict, given: dict, offered: dict) -> nn.Module:
+    """Builds a registered layer with what its position in the network decides.
+
+    Args:
+        cfg: Config with ``type``, see :func:`find_type`.
+        given: Arguments that every layer of this kind takes, ``channels``
+            among them.
+        offered: Arguments that are added where the constructor takes them and
+            the config does not set them.
+
+    Returns:
+        The layer.
+
+    Raises:
+        KeyError: If no such type is registered.
+    """
+    layer_type = find_type(cfg['type'])
+    accepted = inspect.signature(layer_type).parameters
+    arguments = {name: value for name, value in offered.items() if name in accepted}
+    arguments.update((name, value) for name, value in cfg.items() if name != 'type')
+    return layer_type(**given, **arguments)

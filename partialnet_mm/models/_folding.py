@@ -1,33 +1,44 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Folding of batch norms into the linear layers beside them, for deployment."""
+"""The algebra of batch norms: folding them into the convolutions beside them.
 
+All functions work on tensors in float64, keep gradients, and change nothing.
+Double precision keeps products of several folded layers exact to float32.
+"""
 import torch
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
+#: Scale and shift of each channel, float64, (C, ).
+Affine = tuple[Tensor, Tensor]
 
-def norm_affine(norm: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+
+def norm_affine(norm: nn.Module, name: str, channels: int, device: torch.device | str = 'cpu') -> Affine:
     """What a batch norm computes at inference: ``scale * x + shift``.
 
     Args:
-        norm: A batch norm with running statistics.
+        norm: A batch norm with running statistics, or an identity, which is
+            what is left of a norm that other tools have fused.
         name: How error messages call it.
+        channels: Channels of its input.
+        device: Where to make the affine of an identity. Defaults to 'cpu'.
 
     Returns:
-        tuple[Tensor, Tensor]: Scale and shift, float64, (C,) each. Double
-        precision keeps products of several folded layers exact to float32.
+        Scale and shift, float64, (C, ) each.
 
     Raises:
-        TypeError: If the norm is not a batch norm.
+        TypeError: If the norm is neither.
         ValueError: If it has no running statistics, or is a SyncBN that has
             never gathered any.
     """
+    if isinstance(norm, nn.Identity):
+        one = torch.ones(channels, dtype=torch.float64, device=device)
+        return one, torch.zeros_like(one)
     if not isinstance(norm, _BatchNorm):
         raise TypeError(f'{name} is a {type(norm).__name__}, which depends on its input at inference and cannot be '
-                        f'merged into a convolution; allowed are BN and SyncBN')
+                        f'folded into a convolution; allowed are BN and SyncBN')
     if norm.running_mean is None:
         raise ValueError(f'{name} is a {type(norm).__name__} with track_running_stats=False: without running '
-                         'statistics it cannot be merged')
+                         'statistics it cannot be folded')
     if isinstance(norm, nn.SyncBatchNorm) and not norm.num_batches_tracked:
         raise ValueError(f'{name} is a SyncBatchNorm that has seen no batch: load the trained checkpoint before '
                          'merging, its statistics were never gathered')
@@ -36,82 +47,71 @@ def norm_affine(norm: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     if norm.affine:
         scale = scale * norm.weight.double()
         shift = shift * norm.weight.double() + norm.bias.double()
-    return scale.detach(), shift.detach()
+    return scale, shift
 
 
-@torch.no_grad()
-def fold_norm_after(conv: nn.Conv2d, norm: nn.Module, name: str) -> nn.Conv2d:
-    """The one convolution that computes ``norm(conv(x))`` at inference.
-
-    Args:
-        conv: The convolution.
-        norm: The batch norm after it.
-        name: How error messages call the norm.
-
-    Returns:
-        nn.Conv2d: A convolution with bias, of the same sizes, dtype and device.
-    """
-    scale, shift = norm_affine(norm, name)
-    weight = conv.weight.double() * scale.view(-1, *[1] * (conv.weight.dim() - 1))
-    bias = shift if conv.bias is None else shift + scale * conv.bias.double()
-    return conv_like(conv, weight, bias)
-
-
-@torch.no_grad()
-def fold_affine_before(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
-    """The one 1x1 convolution that computes ``conv(scale * x + shift)``.
-
-    Args:
-        conv: A 1x1 convolution; a larger one would see the shift
-            end at the border of the map.
-        scale: float64, (C_in,).
-        shift: float64, (C_in,).
-
-    Returns:
-        nn.Conv2d: A convolution with bias, of the same sizes, dtype and device.
-    """
+def weight_and_bias(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution, float64; zeros where it has no bias."""
     weight = conv.weight.double()
-    bias = weight.flatten(1) @ shift
-    if conv.bias is not None:
-        bias = bias + conv.bias.double()
-    return conv_like(conv, weight * scale.view(1, -1, 1, 1), bias)
+    return weight, weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
 
 
-@torch.no_grad()
-def fold_scale_after(conv: nn.Conv2d, scale: Tensor | None) -> nn.Conv2d:
-    """The one convolution, with bias, that computes ``scale * conv(x)``.
+def fold_after(weight: Tensor, bias: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that computes ``scale * conv(x) + shift``."""
+    scale, shift = affine
+    return weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias * scale + shift
 
-    Args:
-        conv: The convolution.
-        scale: One factor for each output channel, of any
-            shape; None for 1.
 
-    Returns:
-        nn.Conv2d: A convolution with bias, of the same sizes, dtype and device.
+def fold_before(weight: Tensor, bias: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the 1x1 convolution that computes ``conv(scale * x + shift)``.
+
+    A larger convolution would see the shift end at the border of the feature
+    map.
     """
-    factors = torch.ones_like(conv.weight[:, 0, 0, 0], dtype=torch.float64) if scale is None else scale.double()
-    factors = factors.flatten()
-    bias = torch.zeros_like(factors) if conv.bias is None else conv.bias.double()
-    return conv_like(conv, conv.weight.double() * factors.view(-1, 1, 1, 1), bias * factors)
+    scale, shift = affine
+    return weight * scale.view(1, -1, 1, 1), bias + weight.flatten(1) @ shift
 
 
 @torch.no_grad()
-def conv_like(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """A convolution with other weights and the geometry, dtype and device of ``conv``.
+def conv_of(layer_type: type[nn.Conv2d], like: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A convolution with given weights, and geometry, dtype and device of another.
 
     Args:
-        conv: Gives stride, padding, dilation, groups, dtype, device.
+        layer_type: Class of the new layer.
+        like: Gives stride, padding, dilation, groups, dtype and device.
         weight: (C_out, C_in / groups, K_h, K_w).
-        bias: (C_out,).
+        bias: (C_out, ).
 
     Returns:
-        nn.Conv2d: The new layer.
+        The new layer, its weights contiguous.
     """
-    new = nn.Conv2d(
-        weight.shape[1] * conv.groups, weight.shape[0], conv.kernel_size, conv.stride, conv.padding,
-        conv.dilation, conv.groups, bias=bias is not None, padding_mode=conv.padding_mode, device=conv.weight.device,
-        dtype=conv.weight.dtype)
+    new = nn.utils.skip_init(
+        layer_type, weight.shape[1] * like.groups, weight.shape[0], like.kernel_size, like.stride, like.padding,
+        like.dilation, like.groups, bias=True, padding_mode=like.padding_mode, device=like.weight.device,
+        dtype=like.weight.dtype)
     new.weight.copy_(weight)
-    if bias is not None:
-        new.bias.copy_(bias)
-    return new
+    new.bias.copy_(bias)
+    return new.train(like.training)
+
+
+def require_plain(layer: nn.Module, name: str) -> nn.Conv2d:
+    """Refuses a convolution that something sits on, which its merged form would leave out.
+
+    Args:
+        layer: What was built as a convolution.
+        name: How error messages call it.
+
+    Returns:
+        The layer.
+
+    Raises:
+        TypeError: If it was replaced by an adapter or quantized, or has
+            forward hooks.
+    """
+    if not isinstance(layer, nn.Conv2d):
+        raise TypeError(f'{name} is a {type(layer).__name__}: switch_to_deploy() of PartialNet folds plain '
+                        'convolutions; merge or remove what wraps this one first')
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise TypeError(f'{name} has forward hooks, which switch_to_deploy() of PartialNet would leave out: remove '
+                        'them first (a pruned layer by torch.nn.utils.prune.remove)')
+    return layer

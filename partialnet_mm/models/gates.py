@@ -1,111 +1,132 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Channel gates: what PAT_ch weights its attended channels by."""
+"""Channel gates: the factors by which PAT_ch weights its attended channels.
+
+A gate maps (B, C, H, W) to (B, C, 1, 1). Gates are registered: any class with
+an argument ``channels`` is a gate of ``gate=dict(type=...)``.
+"""
+import math
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ._folding import fold_norm_after
-from ._layers import normalize
-from .execution import runs_on_cpu
+from ._arguments import build_with
+from ._folding import conv_of, fold_after, norm_affine, require_plain, weight_and_bias
+from ._layers import GlobalConv2d, normalize
+
+#: Short names of the gates, the paper's own first.
+GATES = dict(gaussian='GaussianGate', srm='SRMGate', se='SEGate', eca='ECAGate', cbam='CBAMGate')
+
+
+def build_gate(gate: str | dict, channels: int, norm_cfg: dict = dict(type='BN')) -> nn.Module:
+    """Builds a channel gate.
+
+    Args:
+        gate: A short name ('gaussian' is the paper's; 'srm', 'se', 'eca',
+            'cbam'), or the config of a registered gate, to which ``channels``
+            is added, and ``norm_cfg`` where its constructor takes one.
+        channels: Channels of the feature map.
+        norm_cfg: Norm of the gate. Defaults to ``dict(type='BN')``.
+
+    Returns:
+        From (B, C, H, W) to (B, C, 1, 1).
+
+    Raises:
+        ValueError: If the short name is unknown.
+        KeyError: If no such type is registered.
+    """
+    if isinstance(gate, str):
+        if gate not in GATES:
+            raise ValueError(f'gate must be one of {tuple(GATES)} or dict(type=...), got {gate!r}')
+        gate = dict(type=GATES[gate])
+    return build_with(gate, dict(channels=channels), dict(norm_cfg=norm_cfg))
 
 
 class _StatisticsGate(nn.Module):
     """Gates from a convolution of kernel (1, 2) over each channel's mean and deviation, a norm and a Hard-Sigmoid."""
 
-    def __init__(self, channels: int, groups: int, norm_cfg: dict, deploy: bool) -> None:
+    def __init__(self, channels: int, groups: int, norm_cfg: dict) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, (1, 2), groups=groups, bias=deploy)
-        self.norm = None if deploy else build_norm_layer(norm_cfg, channels)[1]
+        conv_type = GlobalConv2d if groups == 1 else nn.Conv2d
+        self.conv = conv_type(channels, channels, (1, 2), groups=groups, bias=False)
+        self.norm = build_norm_layer(norm_cfg, channels)[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
-        logits = self._mix(torch.stack(_mean_and_std(x), dim=-1)).view(*x.shape[:2], 1, 1)
-        if self.norm is not None:
-            logits = normalize(self.norm, logits)
-        return F.hardsigmoid(logits)
+        # A feature map of one pixel has no deviation: with the usual correction it would be NaN.
+        std, mean = torch.std_mean(x, dim=(2, 3), correction=int(x.shape[2] * x.shape[3] > 1))
+        statistics = torch.stack((mean, std), dim=-1).unsqueeze(2)
+        return F.hardsigmoid(normalize(self.norm, self.conv(statistics)))
 
-    def _mix(self, statistics: Tensor) -> Tensor:
-        """(B, C) of (B, C, 2): the convolution, whose kernel covers all of its input."""
-        raise NotImplementedError
-
-    def switch_to_deploy(self) -> None:
-        """Merges the norm into the convolution; does nothing the second time."""
-        if self.norm is not None:
-            self.conv = fold_norm_after(self.conv, self.norm, f'the norm of {type(self).__name__}')
-            self.norm = None
+    def merged(self) -> nn.Module:
+        """The inference form, with the norm folded into the convolution."""
+        return MergedStatisticsGate(self)
 
 
-def _mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
-    if runs_on_cpu(x):
-        return _vectorized_mean_and_std(x.flatten(2), dim=2)
-    # A map of one element has no deviation: with the usual correction it would be NaN.
-    std, mean = torch.std_mean(x, dim=(2, 3), correction=int(x.shape[2] * x.shape[3] > 1))
-    return mean, std
+class MergedStatisticsGate(nn.Module):
+    """The inference form of :class:`GaussianGate` and :class:`SRMGate`.
+
+    Args:
+        gate: The trained gate, which stays as it is.
+    """
+
+    def __init__(self, gate: _StatisticsGate) -> None:
+        super().__init__()
+        conv = require_plain(gate.conv, f'the convolution of {type(gate).__name__}')
+        weight, bias = weight_and_bias(conv)
+        affine = norm_affine(gate.norm, f'the norm of {type(gate).__name__}', len(weight), weight.device)
+        self.conv = conv_of(type(conv), conv, *fold_after(weight, bias, affine))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
+        # std_mean in passes that are vectorized on a CPU, and as precise in half precision. They need memory for one
+        # more feature map, so the trained gate has the other form.
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2).to(torch.promote_types(x.dtype, torch.float32))
+        mean = pixels.mean(1, keepdim=True)
+        variance = (pixels - mean).square().sum(1, keepdim=True) / max(pixels.shape[1] - 1, 1)
+        # The root of 0 has no gradient.
+        std = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        statistics = torch.cat((mean, std), dim=1).transpose(1, 2).to(x.dtype)
+        return F.hardsigmoid(self.conv(statistics.unsqueeze(2)))
 
 
-def _vectorized_mean_and_std(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    # The same by passes that are vectorized on a CPU, which std_mean is not.
-    mean = x.mean(dim, keepdim=True)
-    variance = (x - mean).square_().sum(dim).div_(max(x.shape[dim] - 1, 1))
-    return mean.squeeze(dim), variance.sqrt_()
-
-
+@MODELS.register_module()
 class GaussianGate(_StatisticsGate):
     """Gaussian channel attention (Sec. 3.1 of the paper, PAT_ch).
 
     Each channel is summed up by its mean and its unbiased standard deviation
-    over the map; a convolution of kernel (1, 2) mixes both over all channels;
-    the result is normalized over the batch and squashed by a Hard-Sigmoid.
+    over the feature map; a convolution of kernel (1, 2) mixes both over all
+    channels; the result is normalized over the batch and goes through a
+    Hard-Sigmoid.
 
     Args:
-        channels: Channels of the map.
+        channels: Channels of the feature map.
         norm_cfg: Norm of the gate. Defaults to ``dict(type='BN')``.
-        deploy: Whether to build the merged form, in which the norm is
-            part of the convolution. Defaults to False.
     """
 
-    def __init__(self, channels: int, norm_cfg: dict = dict(type='BN'), deploy: bool = False) -> None:
-        super().__init__(channels, 1, norm_cfg, deploy)
-
-    def _mix(self, statistics: Tensor) -> Tensor:
-        return F.linear(statistics.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
-
-    def of_one_map(self, x: Tensor, dim: int) -> Tensor:
-        """The merged gate of one image's map on a CPU, as a matrix, in few operations.
-
-        Args:
-            x: (C, places) or (places, C).
-            dim: Which dimension is that of the places.
-
-        Returns:
-            Tensor: Gates, (C,).
-        """
-        statistics = torch.stack(_vectorized_mean_and_std(x, dim), dim=-1).flatten()
-        return F.hardsigmoid(torch.addmv(self.conv.bias, self.conv.weight.flatten(1), statistics))
+    def __init__(self, channels: int, norm_cfg: dict = dict(type='BN')) -> None:
+        super().__init__(channels, 1, norm_cfg)
 
 
+@MODELS.register_module()
 class SRMGate(_StatisticsGate):
-    """Style-based recalibration, a gate of Table 12: like the Gaussian one, each channel by itself.
+    """Style-based recalibration, a gate of Table 12: like the Gaussian one, but each channel by itself.
 
     Paper: `SRM: A Style-based Recalibration Module for Convolutional Neural
     Networks <https://arxiv.org/abs/1903.10829>`_.
 
     Args:
-        channels: Channels of the map.
+        channels: Channels of the feature map.
         norm_cfg: Norm of the gate. Defaults to ``dict(type='BN')``.
-        deploy: Whether to build the merged form, in which the norm is
-            part of the convolution. Defaults to False.
     """
 
-    def __init__(self, channels: int, norm_cfg: dict = dict(type='BN'), deploy: bool = False) -> None:
-        super().__init__(channels, channels, norm_cfg, deploy)
-
-    def _mix(self, statistics: Tensor) -> Tensor:
-        return self.conv(statistics.unsqueeze(2))[:, :, 0, 0]
+    def __init__(self, channels: int, norm_cfg: dict = dict(type='BN')) -> None:
+        super().__init__(channels, channels, norm_cfg)
 
 
+@MODELS.register_module()
 class SEGate(nn.Module):
     """Squeeze-and-excitation, a gate of Table 12: two layers on each channel's mean.
 
@@ -113,9 +134,8 @@ class SEGate(nn.Module):
     <https://arxiv.org/abs/1709.01507>`_.
 
     Args:
-        channels: Channels of the map.
-        reduction: Divides the channels between the two layers. Defaults
-            to 4.
+        channels: Channels of the feature map.
+        reduction: Divides the channels between the two layers. Defaults to 4.
     """
 
     def __init__(self, channels: int, reduction: int = 4) -> None:
@@ -129,27 +149,52 @@ class SEGate(nn.Module):
         return F.hardsigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
 
 
-#: Names of the gates, the paper's own first.
-GATES = ('gaussian', 'srm', 'se')
+@MODELS.register_module()
+class ECAGate(nn.Module):
+    """Efficient channel attention: a 1-D convolution over the channels' means.
 
-
-def build_gate(gate: str, channels: int, norm_cfg: dict = dict(type='BN'), deploy: bool = False) -> nn.Module:
-    """Builds a channel gate.
+    Paper: `ECA-Net: Efficient Channel Attention for Deep Convolutional Neural
+    Networks <https://arxiv.org/abs/1910.03151>`_, whose kernel size follows
+    from the number of channels, ``|log2(C) / gamma + beta / gamma|``, rounded
+    to an odd number (its Eq. (12)).
 
     Args:
-        gate: 'gaussian' (the paper's), 'srm' or 'se'.
-        channels: Channels of the map.
-        norm_cfg: Norm of the gate. Defaults to ``dict(type='BN')``.
-        deploy: Whether to build the merged form. Defaults to False.
-
-    Returns:
-        nn.Module: From (B, C, H, W) to (B, C, 1, 1).
-
-    Raises:
-        ValueError: If there is no such gate.
+        channels: Channels of the feature map.
+        gamma: Divides the logarithm of the channels. Defaults to 2.
+        beta: Is added to it. Defaults to 1.
     """
-    if gate not in GATES:
-        raise ValueError(f'gate must be one of {GATES}, got {gate!r}')
-    if gate == 'se':  # it has no norm, and so no other form to merge into
-        return SEGate(channels)
-    return (GaussianGate if gate == 'gaussian' else SRMGate)(channels, norm_cfg, deploy)
+
+    def __init__(self, channels: int, gamma: float = 2, beta: float = 1) -> None:
+        super().__init__()
+        size = int(abs((math.log2(channels) + beta) / gamma))
+        kernel_size = size if size % 2 else size + 1
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
+        return torch.sigmoid(self.conv(x.mean((2, 3)).unsqueeze(1))).transpose(1, 2).unsqueeze(3)
+
+
+@MODELS.register_module()
+class CBAMGate(nn.Module):
+    """The channel half of CBAM: two shared layers on each channel's mean and on its maximum, summed.
+
+    Paper: `CBAM: Convolutional Block Attention Module
+    <https://arxiv.org/abs/1807.06521>`_, its Eq. (2).
+
+    Args:
+        channels: Channels of the feature map.
+        reduction: Divides the channels between the two layers. Defaults to
+            16.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
+        means, maxima = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        return torch.sigmoid(sum(self.expand(F.relu(self.reduce(values))) for values in (means, maxima)))

@@ -1,75 +1,96 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The merged blocks on a CPU: the same function in fewer operations and with less memory traffic.
+"""The inference form: one block for all variants, and the merging of whole models."""
+from collections import OrderedDict
 
-One image's map is a matrix, and a 1x1 convolution a product with it. Where the
-weights of a block fit into the cache, the map is one of channels by places:
-merged_rows.py. Where they do not, and are read from memory for each image, it
-is one of places by channels, as attention needs it, and the weights are stored
-in the order in which they are read: merged_tokens.py. The layers are not called
-one by one: in the small variants that costs more than what they compute.
-"""
+import torch
 from torch import Tensor, nn
 
-from .execution import runs_on_cpu
-from .gates import GaussianGate
-from .merged_rows import run_rows
-from .merged_tokens import run_tokens
-from .patconv import PartialChannelAttention, PartialSelfAttention
-
-# Weights of an MLP that a core's second-level cache of 2 MiB can hold beside its maps.
-CACHE_WEIGHTS = 150_000
+from ._folding import conv_of, fold_after, fold_before, norm_affine, require_plain, weight_and_bias
+from ._layers import PointwiseConv2d
+from .patconv import MergedSpatialAttention
 
 
-def has_matrix_form(mixer: nn.Module, attention: nn.Module | None) -> bool:
-    """Whether there is a way through a block here: for the paper's own blocks, not for their ablations.
+class MergedBlock(nn.Module):
+    """A PartialNet block, v1 or v2, with all norms, PAT_sp and the layer scale folded into its convolutions.
 
-    Args:
-        mixer: Token mixer of the block.
-        attention: Its spatial attention.
-
-    Returns:
-        bool: Whether it has PAT_ch or PAT_sf, and PAT_sp, each on a part of
-        the channels.
-    """
-    mixes = isinstance(mixer, PartialSelfAttention) or (
-        isinstance(mixer, PartialChannelAttention) and isinstance(mixer.gate, GaussianGate))
-    return mixes and mixer.attends_part and attention is not None and attention.attends_part
-
-
-def runs_as_matrices(block: nn.Module, x: Tensor) -> bool:
-    """Whether :func:`run_as_matrices` may compute a block.
+    It computes what the trained block does in evaluation mode, for any batch,
+    size, device and dtype, and with gradients. The MLP runs as two matrix
+    products over all pixels, and feature maps stay in ``channels_last``.
 
     Args:
-        block: A block with ``has_matrix_form``.
-        x: Its input.
+        block: The trained :class:`PartialNetBlock`. It stays as it is, and
+            shares with this one what has no other form.
 
-    Returns:
-        bool: Whether the block is merged and in evaluation mode, nobody
-        listens to its parts, which are not called then, and the input is one
-        image of :func:`runs_on_cpu`.
+    Raises:
+        TypeError: If a norm is no batch norm, or something sits on a layer
+            that is folded.
+        ValueError: If a norm has no running statistics.
     """
-    # The size last: a compiler that has been asked for it would make a graph for each.
-    if not block.merged or block.training or not runs_on_cpu(x) or x.shape[0] > 1:
-        return False
-    for part in (block.token_mixer, block.mlp, block.spatial_attention):
-        if part._forward_hooks or part._forward_pre_hooks:
-            return False
-    return True
+
+    @torch.no_grad()
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        mlp, attention = block.mlp, block.spatial_attention
+        conv1 = require_plain(mlp.conv1, 'mlp.conv1')
+        weight1, bias1 = weight_and_bias(conv1)
+        weight1, bias1 = fold_after(weight1, bias1, norm_affine(mlp.norm, 'mlp.norm', len(weight1), weight1.device))
+        self.token_mixer, affine = block.token_mixer, None
+        if hasattr(block.token_mixer, 'merged'):
+            self.token_mixer, affine = block.token_mixer.merged()
+        if affine is not None:
+            weight1, bias1 = fold_before(weight1, bias1, affine)
+
+        weight2, bias2 = weight_and_bias(require_plain(mlp.conv2, 'mlp.conv2'))
+        scale = None if block.layer_scale is None else block.layer_scale.double().flatten()
+        if attention is not None:
+            weight2, bias2, shift = attention.fold_into(weight2, bias2, scale)
+        elif scale is not None:
+            weight2, bias2 = fold_after(weight2, bias2, (scale, torch.zeros_like(scale)))
+        self.mixer_residual = block.mixer_residual
+        self.mlp = nn.Sequential(OrderedDict(
+            conv1=conv_of(PointwiseConv2d, conv1, weight1, bias1),
+            act=mlp.act,
+            conv2=conv_of(PointwiseConv2d, conv1, weight2, bias2)))
+        self.spatial_attention = None if attention is None else MergedSpatialAttention(shift, conv1.weight.dtype)
+        self.drop_path = block.drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        mixed = self.token_mixer(x)
+        if self.mixer_residual:
+            x = mixed = x + mixed
+        mixed = self.mlp(mixed)
+        if self.spatial_attention is not None:
+            mixed = self.spatial_attention(mixed)
+        return x + self.drop_path(mixed)
 
 
-def run_as_matrices(block: nn.Module, x: Tensor) -> Tensor:
-    """Computes a block.
+def merge_model(model: nn.Module) -> list[str]:
+    """Switches every module of a model that has an inference form to it.
+
+    Such a module has the method ``switch_to_deploy``, as PartialNet does; what
+    is inside of it is merged by it. The model is in evaluation mode
+    afterwards. Modules that are merged already stay as they are.
 
     Args:
-        block: A merged block with ``has_matrix_form``.
-        x: (1, C, H, W).
+        model: A classifier, detector, segmentor or backbone, its weights
+            loaded.
 
     Returns:
-        Tensor: (1, C, H, W), contiguous or in ``channels_last``.
+        Names of the modules, e.g. ['backbone']; '' is the model itself.
+
+    Raises:
+        TypeError: If no module can be merged, or the norm of one cannot.
+        ValueError: If a norm has no statistics to fold.
     """
-    return run_tokens(block, x) if reads_weights_from_memory(block) else run_rows(block, x)
-
-
-def reads_weights_from_memory(block: nn.Module) -> bool:
-    """Whether a merged block is computed by :func:`run_tokens`: with PAT_sf, or too wide for the cache."""
-    return hasattr(block.token_mixer, 'qkv') or 2 * block.mlp.conv1.weight.numel() > CACHE_WEIGHTS
+    merged: list[str] = []
+    for name, module in list(model.named_modules()):
+        inside = any(other == '' or name.startswith(f'{other}.') for other in merged)
+        if hasattr(module, 'switch_to_deploy') and not inside:
+            module.switch_to_deploy()
+            merged.append(name)
+    if not merged:
+        raise TypeError(f'{type(model).__name__} cannot be merged: none of its modules has switch_to_deploy()')
+    model.eval()
+    return merged

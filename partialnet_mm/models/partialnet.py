@@ -1,10 +1,10 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The PartialNet backbone."""
+"""The network: stem and merging layers, MLP, the two blocks, and the PartialNet backbone, in this order."""
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
-from mmcv.cnn import build_norm_layer
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
@@ -12,12 +12,151 @@ from torch import Tensor, nn
 
 from ..checkpoint.pretrained import load_pretrained, pretrained_cfg
 from ._arguments import named_arguments
+from ._checks import check_backbone
+from ._folding import conv_of, fold_after, norm_affine, require_plain, weight_and_bias
 from ._layers import checkpointed, normalize
-from .block import PartialNetBlock, PartialNetBlockV2
-from .downsample import Downsample
 from .dpconv.fixed_ratios import searched_layers
-from .gates import GATES
-from .token_mixers import CHANNEL_ATTENTIONS, SELF_ATTENTIONS, build_token_mixer
+from .merged_block import MergedBlock
+from .patconv import PartialSpatialAttention
+from .token_mixers import build_token_mixer
+
+
+class Downsample(nn.Module):
+    """Convolution with kernel = stride, then a norm: the stem and the merging layers (Fig. 3).
+
+    Rows and columns that fill no whole kernel are left out, so any size works.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Kernel and stride: 4 for the stem, 2 for merging.
+        norm_cfg: Norm. Defaults to ``dict(type='BN')``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm_cfg: dict = dict(type='BN')) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, stride, stride, bias=False)
+        self.norm = build_norm_layer(norm_cfg, out_channels)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C_in, H, W) to (B, C_out, H // stride, W // stride)."""
+        return normalize(self.norm, self.conv(x))
+
+    @torch.no_grad()
+    def folded(self) -> nn.Conv2d:
+        """The convolution that computes the same at inference; the layer stays as it is."""
+        conv = require_plain(self.conv, 'the convolution of Downsample')
+        weight, bias = weight_and_bias(conv)
+        affine = norm_affine(self.norm, 'the norm of Downsample', len(weight), weight.device)
+        return conv_of(nn.Conv2d, conv, *fold_after(weight, bias, affine))
+
+
+class ConvMLP(nn.Module):
+    """1x1 convolution to twice the width, norm, activation, 1x1 convolution back (Fig. 3).
+
+    Args:
+        channels: Channels of the input and of the output.
+        norm_cfg: Norm of the hidden layer. Defaults to ``dict(type='BN')``.
+        act_cfg: Activation. Defaults to ``dict(type='ReLU')``.
+    """
+
+    expansion = 2
+
+    def __init__(self,
+                 channels: int,
+                 norm_cfg: dict = dict(type='BN'),
+                 act_cfg: dict = dict(type='ReLU')) -> None:
+        super().__init__()
+        hidden = channels * self.expansion
+        self.conv1 = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.norm = build_norm_layer(norm_cfg, hidden)[1]
+        self.act = build_activation_layer(act_cfg)
+        self.conv2 = nn.Conv2d(hidden, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        return self.conv2(self.act(normalize(self.norm, self.conv1(x))))
+
+
+class PartialNetBlock(nn.Module):
+    """PartialNet block v1 (Fig. 3 (a)), the block of stages 1-3.
+
+    ``x + DropPath(layer_scale * PAT_sp(MLP(PAT_ch(x))))``. With a partial
+    convolution as mixer and no spatial attention it is FasterNet's block.
+
+    Args:
+        token_mixer: PAT_ch, or any layer from (B, C, H, W) to the same. Its
+            method ``merged``, where it has one, returns its inference form and
+            the scale and shift of the output that this form leaves out.
+        channels: Channels of the input and of the output.
+        norm_cfg: Norms of MLP and PAT_sp. Defaults to ``dict(type='BN')``.
+        act_cfg: Activation of the MLP. Defaults to ``dict(type='ReLU')``.
+        drop_path_rate: Probability of dropping the branch. Defaults to 0.
+        layer_scale_init_value: Initial factor on each channel of the branch;
+            0 for none. Defaults to 0.
+        spatial_attention: What follows the MLP: 'partial' for PAT_sp, 'full'
+            for its form over all channels (Table 3), 'none' (Table 4).
+            Defaults to 'partial'.
+        with_cp: Whether the block is computed twice to save memory in
+            training. Defaults to False.
+    """
+
+    #: Whether the token mixer has a residual of its own.
+    mixer_residual = False
+
+    def __init__(self,
+                 token_mixer: nn.Module,
+                 channels: int,
+                 norm_cfg: dict = dict(type='BN'),
+                 act_cfg: dict = dict(type='ReLU'),
+                 drop_path_rate: float = 0.,
+                 layer_scale_init_value: float = 0.,
+                 spatial_attention: str = 'partial',
+                 with_cp: bool = False) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        self.token_mixer = token_mixer
+        self.mlp = ConvMLP(channels, norm_cfg, act_cfg)
+        self.spatial_attention: nn.Module | None = None
+        if spatial_attention != 'none':
+            self.spatial_attention = PartialSpatialAttention(channels, norm_cfg, spatial_attention == 'full')
+        self.drop_path = DropPath(drop_path_rate)
+        self.layer_scale: nn.Parameter | None = None
+        if layer_scale_init_value > 0:
+            self.layer_scale = nn.Parameter(torch.full((channels, 1, 1), float(layer_scale_init_value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        if self.with_cp and self.training:
+            return checkpointed(self, self.mix, x)
+        return self.mix(x)
+
+    def mix(self, x: Tensor) -> Tensor:
+        """The block itself, from (B, C, H, W) to the same."""
+        return x + self.drop_path(self.mix_channels(self.token_mixer(x)))
+
+    def mix_channels(self, x: Tensor) -> Tensor:
+        """MLP, spatial attention and layer scale, from (B, C, H, W) to the same."""
+        x = self.mlp(x)
+        if self.spatial_attention is not None:
+            x = self.spatial_attention(x)
+        return x if self.layer_scale is None else x * self.layer_scale
+
+
+class PartialNetBlockV2(PartialNetBlock):
+    """PartialNet block v2 (Fig. 3 (d)), the block of stage 4.
+
+    ``x = x + PAT_sf(x)``, then ``x + DropPath(layer_scale * PAT_sp(MLP(x)))``:
+    a residual for each half keeps the training with self-attention stable.
+    Arguments as in :class:`PartialNetBlock`.
+    """
+
+    mixer_residual = True
+
+    def mix(self, x: Tensor) -> Tensor:
+        """The block itself, from (B, C, H, W) to the same."""
+        x = x + self.token_mixer(x)
+        return x + self.drop_path(self.mix_channels(x))
 
 
 @MODELS.register_module()
@@ -96,7 +235,7 @@ class PartialNet(BaseModule):
         'm': dict(embed_dim=128, depths=(2, 3, 16, 4), num_heads=6, act_cfg=dict(type='ReLU', inplace=True)),
         'l': dict(embed_dim=160, depths=(2, 3, 20, 4), num_heads=6, act_cfg=dict(type='ReLU', inplace=True)),
         # Blocks as printed in the paper's appendix. They do not give the sizes printed beside
-        # them, those of 't0' and 't1' above do.
+        # them; those of 't0' and 't1' above do.
         't0-appendix': dict(embed_dim=32, depths=(1, 2, 8, 2), num_heads=4, act_cfg=dict(type='GELU')),
         't1-appendix': dict(embed_dim=48, depths=(1, 2, 8, 2), num_heads=6, act_cfg=dict(type='GELU')),
     }
@@ -117,8 +256,8 @@ class PartialNet(BaseModule):
                  layer_scale_init_value: float = 0.,
                  attn_drop_rate: float = 0.,
                  proj_drop_rate: float = 0.,
-                 token_mixers: str | Sequence[str] = ('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf'),
-                 gate: str = 'gaussian',
+                 token_mixers: str | dict | Sequence[str | dict] = ('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf'),
+                 gate: str | dict = 'gaussian',
                  spatial_attention: str = 'partial',
                  norm_eval: bool = False,
                  with_cp: bool = False,
@@ -132,139 +271,57 @@ class PartialNet(BaseModule):
                 dict(type='Constant', layer=['_BatchNorm', 'LayerNorm', 'GroupNorm'], val=1., bias=0.),
             ]
         super().__init__(init_cfg)
-
-        settings = self._check_arch(arch)
-        depths, num_heads = settings['depths'], settings['num_heads']
-        act_cfg = act_cfg or settings['act_cfg']
-        split_ratios = self._check_split_ratio(split_ratio, sum(depths))
-        token_mixers = self._check_token_mixers(token_mixers)
-        if gate not in GATES:
-            raise ValueError(f'gate must be one of {GATES}, got {gate!r}')
-        if gate != 'gaussian' and not set(token_mixers) & set(CHANNEL_ATTENTIONS):
-            raise ValueError(f'gate={gate!r} has no effect: token_mixers={token_mixers} has no channel attention')
-        self.out_indices = self._check_out_indices(out_indices)
-        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= self.num_stages:
-            raise ValueError(f'frozen_stages must be an int from -1 (none) to {self.num_stages} (all), '
-                             f'got {frozen_stages!r}')
-        for name, rate in (('drop_path_rate', drop_path_rate), ('attn_drop_rate', attn_drop_rate),
-                           ('proj_drop_rate', proj_drop_rate)):
-            if not isinstance(rate, Real) or not 0 <= rate < 1:
-                raise ValueError(f'{name} must lie in [0, 1), got {rate!r}')
-        if not isinstance(layer_scale_init_value, Real) or not layer_scale_init_value >= 0:
-            raise ValueError(f'layer_scale_init_value must be 0 (none) or positive, got {layer_scale_init_value!r}')
-        if not isinstance(in_channels, int) or in_channels < 1:
-            raise ValueError(f'in_channels must be a positive int, got {in_channels!r}')
-
+        checked = check_backbone(
+            self, arch=arch, in_channels=in_channels, split_ratio=split_ratio, out_indices=out_indices,
+            frozen_stages=frozen_stages, token_mixers=token_mixers, gate=gate, spatial_attention=spatial_attention,
+            drop_path_rate=drop_path_rate, attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate,
+            layer_scale_init_value=layer_scale_init_value)
+        if deploy and norm_cfg.get('type') == 'SyncBN':
+            norm_cfg = dict(norm_cfg, type='BN')  # what is merged at once need not gather statistics
         self.arch = arch
         self.in_channels = in_channels
+        self.out_indices = checked.out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.with_cp = with_cp
-        self.depths = depths
-        self.channels = tuple(settings['embed_dim'] * 2**i for i in range(self.num_stages))
+        self.depths = tuple(checked.arch['depths'])
+        self.channels = tuple(checked.arch['embed_dim'] * 2**i for i in range(self.num_stages))
+        act_cfg = act_cfg or checked.arch['act_cfg']
 
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
-        block_index = 0
-        for i, (channels, depth) in enumerate(zip(self.channels, depths)):
+        drop_path_rates = iter(torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist())
+        split_ratios = iter(checked.split_ratios)
+        for i, (channels, depth) in enumerate(zip(self.channels, self.depths)):
             self.downsample_layers.append(
-                Downsample(self.channels[i - 1] if i else in_channels, channels, 2 if i else 4, norm_cfg, deploy))
+                Downsample(self.channels[i - 1] if i else in_channels, channels, 2 if i else 4, norm_cfg))
             blocks = nn.Sequential()
             for _ in range(depth):
-                mixer = build_token_mixer(token_mixers[i], channels, num_heads, split_ratios[block_index], norm_cfg,
-                                          gate, attn_drop_rate, proj_drop_rate, deploy)
-                block_type = PartialNetBlockV2 if token_mixers[i] in SELF_ATTENTIONS else PartialNetBlock
-                blocks.append(block_type(mixer, channels, norm_cfg, act_cfg, drop_path_rates[block_index],
-                                         layer_scale_init_value, spatial_attention, deploy))
-                block_index += 1
+                mixer = build_token_mixer(
+                    checked.token_mixers[i], channels, num_heads=checked.arch['num_heads'],
+                    split_ratio=next(split_ratios), norm_cfg=norm_cfg, gate=gate, attn_drop_rate=attn_drop_rate,
+                    proj_drop_rate=proj_drop_rate)
+                block = PartialNetBlockV2 if getattr(mixer, 'own_residual', False) else PartialNetBlock
+                blocks.append(block(mixer, channels, norm_cfg, act_cfg, next(drop_path_rates), layer_scale_init_value,
+                                    spatial_attention, with_cp))
             self.stages.append(blocks)
         if out_norm is None:
             out_norm = len(self.out_indices) > 1
         for i in self.out_indices:
             norm = build_norm_layer(norm_cfg, self.channels[i])[1] if out_norm else nn.Identity()
             self.add_module(f'norm{i}', norm)
+        if deploy:
+            self._merge()
         self._freeze_stages()
 
-    @classmethod
-    def _check_arch(cls, arch: str | dict) -> dict:
-        if isinstance(arch, str):
-            if arch.lower() not in cls.arch_settings:
-                raise ValueError(f'arch {arch!r} is unknown; allowed are {sorted(cls.arch_settings)} or a dict')
-            return cls.arch_settings[arch.lower()]
-        keys = set(cls.arch_settings['t0'])
-        if not isinstance(arch, dict) or set(arch) != keys:
-            raise ValueError(f'arch must be a name or a dict with the keys {sorted(keys)}, got {arch!r}')
-        depths, embed_dim, num_heads = arch['depths'], arch['embed_dim'], arch['num_heads']
-        if (not isinstance(depths, Sequence) or len(depths) != cls.num_stages
-                or any(not isinstance(depth, int) or depth < 1 for depth in depths)):
-            raise ValueError(f"arch['depths'] must be {cls.num_stages} positive ints, got {depths!r}")
-        if not isinstance(embed_dim, int) or embed_dim < 2 or embed_dim % 2:
-            raise ValueError(f"arch['embed_dim'] must be an even positive int, got {embed_dim!r}")
-        if not isinstance(num_heads, int) or num_heads < 1:
-            raise ValueError(f"arch['num_heads'] must be a positive int, got {num_heads!r}")
-        return arch
-
-    @staticmethod
-    def _check_split_ratio(split_ratio: float | Sequence[float], num_blocks: int) -> list[float]:
-        ratios = [split_ratio] * num_blocks if isinstance(split_ratio, Real) else split_ratio
-        if not isinstance(ratios, Sequence) or len(ratios) != num_blocks:
-            raise ValueError(f'split_ratio must be one number or one for each of the {num_blocks} blocks, '
-                             f'got {split_ratio!r}')
-        wrong = [ratio for ratio in ratios if not isinstance(ratio, Real) or not 0 < ratio <= 1]
-        if wrong:
-            raise ValueError(f'split_ratio must lie in (0, 1], got {wrong[0]!r}')
-        return list(ratios)
-
-    @classmethod
-    def _check_token_mixers(cls, token_mixers: str | Sequence[str]) -> list[str]:
-        names = [token_mixers] * cls.num_stages if isinstance(token_mixers, str) else token_mixers
-        if not isinstance(names, Sequence) or len(names) != cls.num_stages:
-            raise ValueError(f'token_mixers must be one name or one for each of the {cls.num_stages} stages, '
-                             f'got {token_mixers!r}')
-        return list(names)
-
-    @classmethod
-    def _check_out_indices(cls, out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        indices = [out_indices] if isinstance(out_indices, int) else out_indices
-        if (not isinstance(indices, Sequence) or not indices
-                or any(not isinstance(i, int) or not -cls.num_stages <= i < cls.num_stages for i in indices)
-                or len({i % cls.num_stages for i in indices}) < len(indices)):
-            raise ValueError(f'out_indices must be different stages from {-cls.num_stages} to {cls.num_stages - 1}, '
-                             f'got {out_indices!r}')
-        return tuple(sorted(i % cls.num_stages for i in indices))
-
-    def init_weights(self) -> None:
-        """Initializes the weights, from the checkpoint of ``init_cfg`` where one is named.
-
-        Raises:
-            FileNotFoundError: If the checkpoint is not there.
-            ValueError: If it cannot be read, or belongs to another network.
-        """
-        super().init_weights()
-        if self.pretrained is not None:
-            load_pretrained(self, **self.pretrained)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
-        # A mixer that learns its ratio has tensors of all channels: of these, others would take what fits by chance.
-        own = searched_layers(self.state_dict())
-        foreign = [name for name in searched_layers(state_dict)
-                   if name.startswith(f'{prefix}stages.') and name[len(prefix):] not in own]
-        if foreign:
-            raise ValueError(f'the checkpoint is of a search for split ratios: {len(foreign)} layers have gates, and '
-                             f'fixed ratios here, first {foreign[0]!r}. tools/model_converters/dpconv_to_fixed.py '
-                             "takes the gates out; token_mixers='dpconv' or 'dpconv_ch' builds a network that has them")
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the maps of the stages in ``out_indices``.
+        """Computes the feature maps of the stages in ``out_indices``.
 
         Args:
             x: Images, (B, in_channels, H, W), H and W at least 32.
 
         Returns:
-            tuple[Tensor]: (B, C_i, H // s_i, W // s_i) for strides s of 4, 8,
-            16 and 32, in the order of the stages.
+            (B, C_i, H // s_i, W // s_i) for strides s of 4, 8, 16 and 32, in
+            the order of the stages.
 
         Raises:
             ValueError: If the input has another shape.
@@ -274,9 +331,7 @@ class PartialNet(BaseModule):
                              f'least {self.min_size}, got {tuple(x.shape)}')
         outs = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
-            x = downsample(x)
-            for block in stage:
-                x = checkpointed(block, x) if self.with_cp and self.training else block(x)
+            x = stage(downsample(x))
             if i in self.out_indices:
                 outs.append(normalize(getattr(self, f'norm{i}'), x))
         return tuple(outs)
@@ -303,23 +358,55 @@ class PartialNet(BaseModule):
             module.eval()
             module.requires_grad_(False)
 
-    def switch_to_deploy(self) -> None:
-        """Merges norms and PAT_sp into the convolutions beside them (Sec. 3.1, appendix Fig. 1 (d)).
-
-        The outputs in evaluation mode stay the same to rounding. Norms of
-        returned maps remain: a sum comes before them. Does nothing the second
-        time.
+    def init_weights(self) -> None:
+        """Initializes the weights, from the checkpoint of ``init_cfg`` where one is named.
 
         Raises:
-            TypeError: If ``norm_cfg`` is not a batch norm.
-            ValueError: If a norm has no running statistics to merge.
+            FileNotFoundError: If the checkpoint does not exist.
+            ValueError: If it cannot be read, or belongs to another network.
         """
-        for layer in self.downsample_layers:
-            layer.switch_to_deploy()
-        for stage in self.stages:
-            for block in stage:
-                block.switch_to_deploy()
+        super().init_weights()
+        if self.pretrained is not None:
+            load_pretrained(self, **self.pretrained)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        # A mixer that learns its ratio has tensors of all channels: of these, others would take what fits by chance.
+        own = searched_layers(self.state_dict())
+        foreign = [name for name in searched_layers(state_dict)
+                   if name.startswith(f'{prefix}stages.') and name[len(prefix):] not in own]
+        if foreign:
+            raise ValueError(f'the checkpoint is of a search for split ratios: {len(foreign)} layers have gates, and '
+                             f'fixed ratios here, first {foreign[0]!r}. tools/model_converters/dpconv_to_fixed.py '
+                             "takes the gates out; token_mixers='dpconv' or 'dpconv_ch' builds a network that has them")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def switch_to_deploy(self) -> None:
+        """Merges norms, PAT_sp and layer scales into the convolutions (Sec. 3.1, appendix Fig. 1 (d)).
+
+        Each block becomes a :class:`MergedBlock`, stem and merging layers
+        become their folded convolutions. The outputs in evaluation mode stay
+        the same to rounding. Norms of returned feature maps remain: a sum
+        comes before them. Does nothing the second time, and nothing at all
+        where it raises.
+
+        Raises:
+            TypeError: If ``norm_cfg`` is not a batch norm, or something sits
+                on a layer that is folded.
+            ValueError: If a norm has no running statistics to fold.
+        """
+        self._merge()
         self.eval()
+
+    def _merge(self) -> None:
+        # All is computed before anything is replaced, so that an error leaves the network whole.
+        convs = {layer: layer.folded() for layer in self.downsample_layers if not isinstance(layer.norm, nn.Identity)}
+        blocks = [[block if isinstance(block, MergedBlock) else MergedBlock(block) for block in stage]
+                  for stage in self.stages]
+        for layer, conv in convs.items():
+            layer.conv, layer.norm = conv, nn.Identity()
+        for stage, merged in zip(self.stages, blocks):
+            for j, block in enumerate(merged):
+                stage[j] = block
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for mmpretrain's layer-wise learning rate decay.

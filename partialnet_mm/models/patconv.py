@@ -1,36 +1,39 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Partial attention convolution: PAT_ch, PAT_sp and PAT_sf.
+"""Partial convolution, and partial attention convolution: PAT_ch, PAT_sp and PAT_sf.
 
-Each divides the channels of its input, lets a convolution work on one part and
-an attention on the other, and joins both (Eq. (1) of the paper).
+Each divides the channels of its input, applies a convolution to the first ones
+and an attention (or nothing) to the others, and joins both (Eq. (1) of the
+paper).
 """
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ._folding import conv_like, norm_affine
+from ._folding import Affine, norm_affine, require_plain, weight_and_bias
 from ._layers import normalize
 from .gates import build_gate
 from .position_bias import RelativePositionBias
 
 
 def split_channels(channels: int, split_ratio: float) -> tuple[int, int]:
-    """Divides a width into the convolved and the attended part.
+    """Divides a width into convolved and attended channels.
 
     Args:
-        channels: Channels of the map.
-        split_ratio: Part of the channels that is convolved
-            (``r_p`` of the paper), in (0, 1].
+        channels: Channels of the feature map.
+        split_ratio: Fraction of the channels that is convolved (``r_p`` of the
+            paper), in (0, 1].
 
     Returns:
-        tuple[int, int]: Channels of the convolved part, which come first, and
-        of the attended part; the latter is 0 at a ratio of 1.
+        The number of convolved channels, which come first, and of attended
+        channels; the latter is 0 at a ratio of 1.
 
     Raises:
-        ValueError: If the ratio is outside (0, 1] or leaves the convolution
-            without a channel.
+        ValueError: If the ratio is outside (0, 1] or leaves no channel to the
+            convolution.
     """
     if not 0 < split_ratio <= 1:
         raise ValueError(f'split_ratio must lie in (0, 1], got {split_ratio!r}')
@@ -41,19 +44,29 @@ def split_channels(channels: int, split_ratio: float) -> tuple[int, int]:
     return conv_channels, channels - conv_channels
 
 
+def norms_first(children: Iterator[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
+    """Orders children for tools that fuse a batch norm into the convolution listed before it, as mmcv's fuse_conv_bn.
+
+    The norms of PATConv follow other channels than those of the convolution
+    beside them. Their order in checkpoints and optimizers stays.
+    """
+    return iter(sorted(children, key=lambda child: 'norm' not in child[0]))
+
+
+@MODELS.register_module()
 class PartialConv(nn.Module):
-    """FasterNet's partial convolution, the convolved part of every PATConv.
+    """FasterNet's partial convolution, the convolved channels of every PATConv.
 
     A dense 3x3 convolution acts on the first ``split_channels(...)`` channels;
     all others pass through unchanged.
 
     Paper: `Run, Don't Walk <https://arxiv.org/abs/2303.03667>`_ and Eq. (1) of
-    PartialNet, with the identity in the place of the attention.
+    PartialNet, with the identity as attention.
 
     Args:
         channels: Channels of the input and of the output.
-        split_ratio: Part of the channels that is convolved, in
-            (0, 1]. Defaults to 1/4.
+        split_ratio: Fraction of the channels that is convolved, in (0, 1].
+            Defaults to 1/4.
         kernel_size: Odd kernel size. Defaults to 3.
     """
 
@@ -66,211 +79,180 @@ class PartialConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
-        conv_part, rest = x.split(self.split_sizes, dim=1)
-        return torch.cat((self.conv(conv_part), rest), dim=1)
+        convolved, rest = x.split(self.split_sizes, dim=1)
+        return torch.cat((self.conv(convolved), rest), dim=1)
 
 
-class PartialChannelAttention(nn.Module):
+class _PartialAttention(nn.Module):
+    """A 3x3 convolution of the first channels beside an attention of the others, or before an attention of all."""
+
+    def __init__(self, channels: int, split_ratio: float, attend_all: bool) -> None:
+        super().__init__()
+        self.split_sizes = split_channels(channels, split_ratio)
+        self.attend_all = attend_all
+        self.attended_channels = channels if attend_all else self.split_sizes[1]
+        self.conv = nn.Conv2d(self.split_sizes[0], self.split_sizes[0], 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        if not self.attended_channels:
+            return self.conv(x)
+        convolved, rest = x.split(self.split_sizes, dim=1)
+        if self.attend_all:
+            return self.attend(torch.cat((self.conv(convolved), rest), dim=1))
+        return torch.cat((self.conv(convolved), self.attend(rest)), dim=1)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The attention, (B, C_attn, H, W) to the same."""
+        raise NotImplementedError
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """The children with the norms first, see :func:`norms_first`."""
+        return norms_first(super().named_children())
+
+
+@MODELS.register_module()
+class PartialChannelAttention(_PartialAttention):
     """PAT_ch: 3x3 convolution beside Gaussian channel attention (Sec. 3.1).
 
-    The first part of the channels is convolved, the other one is weighted by
-    its gate and normalized. Token mixer of stages 1-3.
+    The first channels are convolved, the others are weighted by their gate and
+    normalized. Token mixer of stages 1-3.
 
     Args:
         channels: Channels of the input and of the output.
-        split_ratio: Part of the channels that is convolved, in (0, 1];
+        split_ratio: Fraction of the channels that is convolved, in (0, 1];
             at 1 the layer is a plain convolution. Defaults to 1/4.
-        norm_cfg: Norm of the attended part and of its gate. Defaults to
+        norm_cfg: Norm of the attended channels and of their gate. Defaults to
             ``dict(type='BN')``.
-        gate: 'gaussian' (the paper's), 'srm' or 'se' (Table 12).
-            Defaults to 'gaussian'.
-        attend_all: Whether the attention covers all channels, the
-            convolved ones after their convolution (Table 3, "F"). Defaults to
-            False.
-        deploy: Whether to build the merged form. It leaves the norm of
-            the attended part to the layer that follows, see
-            :meth:`switch_to_deploy`. Defaults to False.
+        gate: See :func:`build_gate`. Defaults to 'gaussian', the paper's.
+        attend_all: Whether the attention covers all channels, the convolved
+            ones after their convolution (Table 3, "F"). Defaults to False.
     """
 
     def __init__(self,
                  channels: int,
                  split_ratio: float = 0.25,
                  norm_cfg: dict = dict(type='BN'),
-                 gate: str = 'gaussian',
-                 attend_all: bool = False,
-                 deploy: bool = False) -> None:
-        super().__init__()
-        self.split_sizes = split_channels(channels, split_ratio)
-        conv_channels, attended_channels = self.split_sizes
-        self.attend_all = attend_all
-        self.attends_part = attended_channels > 0 and not attend_all
-        if attend_all:
-            attended_channels = channels
-        self.conv = nn.Conv2d(conv_channels, conv_channels, 3, padding=1, bias=False)
+                 gate: str | dict = 'gaussian',
+                 attend_all: bool = False) -> None:
+        super().__init__(channels, split_ratio, attend_all)
         self.gate: nn.Module | None = None
         self.norm: nn.Module | None = None
-        if attended_channels:
-            self.gate = build_gate(gate, attended_channels, norm_cfg, deploy)
-            if not deploy:
-                self.norm = build_norm_layer(norm_cfg, attended_channels)[1]
+        if self.attended_channels:
+            self.gate = build_gate(gate, self.attended_channels, norm_cfg)
+            self.norm = build_norm_layer(norm_cfg, self.attended_channels)[1]
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Channel attention, (B, C_attn, H, W) to the same."""
+        return normalize(self.norm, x * self.gate(x))
+
+    def merged(self) -> tuple[nn.Module, Affine | None]:
+        """The inference form, without the last norm, and the scale and shift of the output that it leaves out."""
+        if self.norm is None:
+            return self, None
+        scale, shift = norm_affine(self.norm, 'the norm of PartialChannelAttention', self.attended_channels,
+                                   self.conv.weight.device)
+        before = scale.new_zeros(0 if self.attend_all else self.split_sizes[0])
+        return MergedChannelAttention(self), (torch.cat((before + 1, scale)), torch.cat((before, shift)))
+
+
+class MergedChannelAttention(nn.Module):
+    """The inference form of PAT_ch: the layer that follows has taken over its norm.
+
+    Args:
+        mixer: The trained layer, whose convolution and, where it has no other
+            form, gate are shared.
+    """
+
+    def __init__(self, mixer: PartialChannelAttention) -> None:
+        super().__init__()
+        self.split_sizes, self.attend_all = mixer.split_sizes, mixer.attend_all
+        self.conv = mixer.conv
+        self.gate = merged_gate(mixer.gate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
-        if self.gate is None:
-            return self.conv(x)
-        conv_part, rest = x.split(self.split_sizes, dim=1)
+        convolved, attended = x.split(self.split_sizes, dim=1)
         if self.attend_all:
-            return self._attend(torch.cat((self.conv(conv_part), rest), dim=1))
-        return torch.cat((self.conv(conv_part), self._attend(rest)), dim=1)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        x = x * self.gate(x)
-        return x if self.norm is None else normalize(self.norm, x)
-
-    def output_affine(self) -> 'tuple[Tensor, Tensor] | None':
-        """The scale and shift of the output that the merged form leaves out.
-
-        Returns:
-            tuple[Tensor, Tensor] | None: float64, (C,) each, 1 and 0 for the
-            convolved part; None when there is nothing to take over.
-        """
-        if self.norm is None:
-            return None
-        scale, shift = norm_affine(self.norm, 'the norm of PartialChannelAttention')
-        conv_part = scale.new_zeros(0 if self.attend_all else self.split_sizes[0])
-        return torch.cat((conv_part + 1, scale)), torch.cat((conv_part, shift))
-
-    def switch_to_deploy(self) -> None:
-        """Merges the gate's norm and drops the output norm.
-
-        The caller must have put :meth:`output_affine` into the 1x1 convolution
-        that follows, as :class:`PartialNetBlock` does: the merged layer alone
-        does not compute the same as before.
-        """
-        if hasattr(self.gate, 'switch_to_deploy'):
-            self.gate.switch_to_deploy()
-        self.norm = None
+            x = torch.cat((self.conv(convolved), attended), dim=1)
+            return x * self.gate(x)
+        # One pass over all channels, and the convolved ones are written into it: quicker than to join both.
+        out = x * F.pad(self.gate(attended), (0, 0, 0, 0, convolved.shape[1], 0))
+        out.narrow(1, 0, convolved.shape[1]).copy_(self.conv(convolved))
+        return out
 
 
-class PartialSpatialAttention(nn.Module):
-    """PAT_sp: 1x1 convolution beside spatial attention (Sec. 3.1).
+def merged_gate(gate: nn.Module) -> nn.Module:
+    """The inference form of a gate, which is the gate itself where it has no method ``merged``."""
+    return gate.merged() if hasattr(gate, 'merged') else gate
 
-    The first half of the channels is weighted at each place by one Hard-Sigmoid
-    gate and normalized; the other half is normalized and mixed by a 1x1
-    convolution. It follows the MLP, into whose last convolution all of it up to
-    the gate merges at inference.
+
+class _SelfAttention(nn.Module):
+    """LayerNorm over channels, then multi-head self-attention over pixels with a relative position bias."""
+
+    def _add_attention(self, channels: int, num_heads: int, attn_drop_rate: float, proj_drop_rate: float) -> None:
+        self.num_heads = next(n for n in range(num_heads, 0, -1) if channels % n == 0)
+        self.attn_drop_rate = attn_drop_rate
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.position_bias = RelativePositionBias(self.num_heads)
+        self.proj = nn.Linear(channels, channels)
+        self.proj_drop = nn.Dropout(proj_drop_rate)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Self-attention over all pixels, (B, C_attn, H, W) to the same."""
+        batch, channels, height, width = x.shape
+        tokens = self.qkv(self.norm(x.flatten(2).transpose(1, 2)))
+        query, key, value = tokens.reshape(
+            batch, height * width, 3, self.num_heads, channels // self.num_heads).permute(2, 0, 3, 1, 4)
+        # The bias may be float32 beside half-precision queries (autocast): the mask must match them.
+        bias = self.position_bias(height, width).to(query.dtype)
+        tokens = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=self.attn_drop_rate if self.training else 0.)
+        tokens = self.proj_drop(self.proj(tokens.transpose(1, 2).reshape(batch, height * width, channels)))
+        return tokens.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+class SelfAttention(_SelfAttention):
+    """The attention of PAT_sf alone, which PATConv2d takes by ``gate='self'``.
 
     Args:
         channels: Channels of the input and of the output.
-        norm_cfg: Norm of both halves. Defaults to ``dict(type='BN')``.
-        attend_all: Whether the gate is computed from all channels and
-            weights them all (Table 3, "F"); the norms and the 1x1 convolution
-            remain each half's own. Defaults to False.
-        deploy: Whether to build the merged form: its input then has one
-            channel more, the logit. Defaults to False.
+        num_heads: Attention heads, or the largest smaller number that divides
+            the channels. Defaults to 6.
     """
 
-    def __init__(self,
-                 channels: int,
-                 norm_cfg: dict = dict(type='BN'),
-                 attend_all: bool = False,
-                 deploy: bool = False) -> None:
+    def __init__(self, channels: int, num_heads: int = 6) -> None:
         super().__init__()
-        first = channels // 2
-        rest = channels - first
-        self.split_sizes = (first, rest)
-        self.attended_channels = channels if attend_all else first
-        self.attends_part = not attend_all
-        self.merged = deploy
-        if deploy:
-            self.shift = nn.Parameter(torch.zeros(1, self.attended_channels, 1, 1))
-        else:
-            self.logit_conv = nn.Conv2d(self.attended_channels, 1, 1, bias=False)
-            self.attended_norm = build_norm_layer(norm_cfg, first)[1]
-            self.rest_norm = build_norm_layer(norm_cfg, rest)[1]
-            self.rest_conv = nn.Conv2d(rest, rest, 1, bias=False)
+        self._add_attention(channels, num_heads, 0., 0.)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W), or (B, C + 1, H, W) when merged, to (B, C, H, W)."""
-        if self.merged:
-            shift = self.shift.to(x.dtype)  # under autocast a float32 one would make the whole map float32
-            if self.attended_channels < sum(self.split_sizes):
-                attended, rest, logit = x.split((*self.split_sizes, 1), dim=1)
-                attended = torch.addcmul(shift, attended, F.hardsigmoid(logit))
-                return torch.cat((attended, rest), dim=1)
-            attended, logit = x.split((self.attended_channels, 1), dim=1)
-            return torch.addcmul(shift, attended, F.hardsigmoid(logit))
-        attended, rest = x.split(self.split_sizes, dim=1)
-        if self.attended_channels < sum(self.split_sizes):
-            attended = attended * F.hardsigmoid(self.logit_conv(attended))
-        else:
-            gate = F.hardsigmoid(self.logit_conv(x))
-            attended, rest = attended * gate, rest * gate
-        attended = normalize(self.attended_norm, attended)
-        return torch.cat((attended, self.rest_conv(normalize(self.rest_norm, rest))), dim=1)
-
-    @torch.no_grad()
-    def merge_into(self, conv: nn.Conv2d, output_scale: Tensor | None = None) -> nn.Conv2d:
-        """Merges this layer into the 1x1 convolution before it (appendix, Fig. 1 (d)).
-
-        Up to the gate all of PAT_sp is linear, so one convolution to C + 1
-        channels gives the scaled attended half, the finished other half and
-        the logit. This layer is left with the gate and one shift.
-
-        Args:
-            conv: The 1x1 convolution whose output this layer gets,
-                to C channels.
-            output_scale: Layer scale that follows this
-                layer, (C,), merged as well. Defaults to None.
-
-        Returns:
-            nn.Conv2d: The convolution to put in the place of ``conv``.
-        """
-        attended_scale, shift = norm_affine(self.attended_norm, 'attended_norm of PartialSpatialAttention')
-        rest_scale, rest_shift = norm_affine(self.rest_norm, 'rest_norm of PartialSpatialAttention')
-        rows = conv.weight.double().flatten(1)
-        attended_rows, rest_rows = rows.split(self.split_sizes)
-        logit_row = self.logit_conv.weight.double().flatten(1) @ rows[:self.attended_channels]
-        rest_mix = self.rest_conv.weight.double().flatten(1)
-        rest_bias = rest_mix @ rest_shift
-        rest_rows = (rest_mix * rest_scale) @ rest_rows
-        if output_scale is not None:
-            attended_gain, rest_gain = output_scale.double().flatten().split(self.split_sizes)
-            attended_scale, shift = attended_scale * attended_gain, shift * attended_gain
-            rest_rows, rest_bias = rest_rows * rest_gain[:, None], rest_bias * rest_gain
-        weight = torch.cat((attended_rows * attended_scale[:, None], rest_rows, logit_row))
-        if self.attended_channels == len(rows):
-            # One gate weights a whole place, so it may be applied after the 1x1 convolution, before its bias.
-            shift, rest_bias = torch.cat((shift, rest_bias)), torch.zeros_like(rest_bias)
-        bias = torch.cat((shift.new_zeros(self.split_sizes[0]), rest_bias, rest_bias.new_zeros(1)))
-        merged = conv_like(conv, weight[:, :, None, None], bias)
-        self.shift = nn.Parameter(shift.view(1, -1, 1, 1).to(conv.weight))
-        self.merged = True
-        del self.logit_conv, self.attended_norm, self.rest_norm, self.rest_conv
-        return merged
+    forward = _SelfAttention.attend
 
 
-class PartialSelfAttention(nn.Module):
+@MODELS.register_module()
+class PartialSelfAttention(_PartialAttention, _SelfAttention):
     """PAT_sf: 3x3 convolution beside self-attention (Sec. 3.1).
 
-    The first part of the channels is convolved; the other one goes through
-    LayerNorm and multi-head self-attention with a
-    :class:`RelativePositionBias`. Token mixer of stage 4.
+    The first channels are convolved, the others go through LayerNorm and
+    multi-head self-attention with a :class:`RelativePositionBias`. Token mixer
+    of stage 4.
 
     Args:
         channels: Channels of the input and of the output.
-        num_heads: Attention heads. Where a split ratio other than the
-            default leaves a width that they do not divide, the largest smaller
-            number that does is taken.
-        split_ratio: Part of the channels that is convolved, in (0, 1];
+        num_heads: Attention heads. Where a split ratio other than the default
+            leaves a width that they do not divide, the largest smaller number
+            that does is taken.
+        split_ratio: Fraction of the channels that is convolved, in (0, 1];
             at 1 the layer is a plain convolution. Defaults to 1/4.
         attn_drop_rate: Dropout of the attention weights. Defaults to 0.
-        proj_drop_rate: Dropout after the output projection. Defaults
-            to 0.
-        attend_all: Whether the attention covers all channels, the
-            convolved ones after their convolution (Table 3, "F"). Defaults to
-            False.
+        proj_drop_rate: Dropout after the output projection. Defaults to 0.
+        attend_all: Whether the attention covers all channels, the convolved
+            ones after their convolution (Table 3, "F"). Defaults to False.
     """
+
+    #: The block gives this mixer a residual of its own (Fig. 3 (d)).
+    own_residual = True
+    attend = _SelfAttention.attend
 
     def __init__(self,
                  channels: int,
@@ -279,46 +261,109 @@ class PartialSelfAttention(nn.Module):
                  attn_drop_rate: float = 0.,
                  proj_drop_rate: float = 0.,
                  attend_all: bool = False) -> None:
+        super().__init__(channels, split_ratio, attend_all)
+        if self.attended_channels:
+            self._add_attention(self.attended_channels, num_heads, attn_drop_rate, proj_drop_rate)
+
+
+class PartialSpatialAttention(nn.Module):
+    """PAT_sp: 1x1 convolution beside spatial attention (Sec. 3.1).
+
+    The first half of the channels is weighted at each pixel by one
+    Hard-Sigmoid gate and normalized; the other half is normalized and mixed by
+    a 1x1 convolution. It follows the MLP. At inference all of it up to the
+    gate is folded into the MLP's last convolution.
+
+    Args:
+        channels: Channels of the input and of the output.
+        norm_cfg: Norm of both halves. Defaults to ``dict(type='BN')``.
+        attend_all: Whether the gate is computed from all channels and weights
+            them all (Table 3, "F"); the norms and the 1x1 convolution remain
+            each half's own. Defaults to False.
+    """
+
+    def __init__(self, channels: int, norm_cfg: dict = dict(type='BN'), attend_all: bool = False) -> None:
         super().__init__()
-        self.split_sizes = split_channels(channels, split_ratio)
-        conv_channels, attended_channels = self.split_sizes
+        self.split_sizes = (channels // 2, channels - channels // 2)
+        first, rest = self.split_sizes
         self.attend_all = attend_all
-        if attend_all:
-            attended_channels = channels
-        self.conv = nn.Conv2d(conv_channels, conv_channels, 3, padding=1, bias=False)
-        self.attends = attended_channels > 0
-        self.attends_part = self.attends and not attend_all
-        if self.attends:
-            self.num_heads = next(n for n in range(num_heads, 0, -1) if attended_channels % n == 0)
-            self.attn_drop_rate = attn_drop_rate
-            self.norm = nn.LayerNorm(attended_channels, eps=1e-6)
-            self.qkv = nn.Linear(attended_channels, 3 * attended_channels, bias=False)
-            self.position_bias = RelativePositionBias(self.num_heads)
-            self.proj = nn.Linear(attended_channels, attended_channels)
-            self.proj_drop = nn.Dropout(proj_drop_rate)
+        self.logit_conv = nn.Conv2d(channels if attend_all else first, 1, 1, bias=False)
+        self.attended_norm = build_norm_layer(norm_cfg, first)[1]
+        self.rest_norm = build_norm_layer(norm_cfg, rest)[1]
+        self.rest_conv = nn.Conv2d(rest, rest, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
-        if not self.attends:
-            return self.conv(x)
-        conv_part, rest = x.split(self.split_sizes, dim=1)
+        attended, rest = x.split(self.split_sizes, dim=1)
+        gate = F.hardsigmoid(self.logit_conv(x if self.attend_all else attended))
         if self.attend_all:
-            return self.attend(torch.cat((self.conv(conv_part), rest), dim=1))
-        return torch.cat((self.conv(conv_part), self.attend(rest)), dim=1)
+            rest = rest * gate
+        attended = normalize(self.attended_norm, attended * gate)
+        return torch.cat((attended, self.rest_conv(normalize(self.rest_norm, rest))), dim=1)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Self-attention over all places of the attended part, (B, C_attn, H, W) to the same."""
-        batch, channels, height, width = x.shape
-        tokens = self.attend_tokens(x.flatten(2).transpose(1, 2), height, width)
-        return tokens.transpose(1, 2).reshape(batch, channels, height, width)
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """The children with the norms first, see :func:`norms_first`."""
+        return norms_first(super().named_children())
 
-    def attend_tokens(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """The same with places before channels, (B, H * W, C_attn) to the same."""
-        batch, places, channels = tokens.shape
-        query, key, value = self.qkv(self.norm(tokens).contiguous()).view(
-            batch, places, 3, self.num_heads, channels // self.num_heads).permute(2, 0, 3, 1, 4)
-        # The bias may be float32 beside half-precision queries (autocast): the mask must match them.
-        bias = self.position_bias(height, width).to(query.dtype)
-        tokens = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=self.attn_drop_rate if self.training else 0.)
-        return self.proj_drop(self.proj(tokens.transpose(1, 2).reshape(batch, places, channels)))
+    def fold_into(self, weight: Tensor, bias: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Folds this layer into the 1x1 convolution before it (appendix, Fig. 1 (d)).
+
+        Up to the gate all of PAT_sp is linear, so one convolution to C + 1
+        channels gives the scaled attended half, the finished other half and
+        the logit.
+
+        Args:
+            weight: float64, (C, C_in, 1, 1), of the convolution before.
+            bias: float64, (C, ).
+            scale: float64, (C, ), the layer scale that follows this layer, or
+                None.
+
+        Returns:
+            Weight (C + 1, C_in, 1, 1) and bias (C + 1, ) of the convolution,
+            and the shift of the attended channels, added after the gate.
+        """
+        first, rest = self.split_sizes
+        names = ('attended_norm', 'rest_norm', 'logit_conv', 'rest_conv')
+        attended_name, rest_name, logit_name, mix_name = (f'{name} of PartialSpatialAttention' for name in names)
+        attended_scale, shift = norm_affine(self.attended_norm, attended_name, first, weight.device)
+        rest_scale, rest_shift = norm_affine(self.rest_norm, rest_name, rest, weight.device)
+        logit_weight, logit_bias = weight_and_bias(require_plain(self.logit_conv, logit_name))
+        mix, mix_bias = weight_and_bias(require_plain(self.rest_conv, mix_name))
+        rest_shift = mix.flatten(1) @ rest_shift + mix_bias
+        mix = mix.flatten(1) * rest_scale
+        if scale is not None:
+            attended_scale, shift = attended_scale * scale[:first], shift * scale[:first]
+            mix, rest_shift = mix * scale[first:, None], rest_shift * scale[first:]
+        seen = len(weight) if self.attend_all else first
+        rows = torch.cat((weight.flatten(1), bias[:, None]), dim=1)  # the bias is one more input, which is 1
+        folded = torch.cat((rows[:first] * attended_scale[:, None], mix @ rows[first:],
+                            logit_weight.flatten(1) @ rows[:seen]))
+        bias = folded[:, -1]
+        if self.attend_all:
+            # The gate weights a whole pixel, so it may be applied after the 1x1 convolution, but before its shift.
+            shift = torch.cat((shift, rest_shift))
+            bias = bias + torch.cat((torch.zeros_like(shift), logit_bias))
+        else:
+            bias = bias + torch.cat((torch.zeros_like(shift), rest_shift, logit_bias))
+        return folded[:, :-1, None, None], bias, shift
+
+
+class MergedSpatialAttention(nn.Module):
+    """The inference form of PAT_sp: what is left after :meth:`PartialSpatialAttention.fold_into`.
+
+    Args:
+        shift: float64, (C_attended, ).
+        dtype: Of the parameter.
+    """
+
+    def __init__(self, shift: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(shift.detach().view(1, -1, 1, 1).to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C + 1, H, W), whose last channel is the logit of the gate, to (B, C, H, W)."""
+        channels = x.shape[1] - 1
+        # In place, as nothing else needs the output of the convolution; the gradient needs the logit as it was.
+        gate = F.hardsigmoid(x.narrow(1, channels, 1).clone())
+        x.narrow(1, 0, self.shift.shape[1]).mul_(gate).add_(self.shift)
+        return x.narrow(1, 0, channels)

@@ -1,75 +1,107 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The token mixers of a stage by name: the paper's three, and what its ablations put in their place."""
+"""The token mixers of a stage by name: the paper's, and those of its ablations.
+
+A token mixer maps (B, C, H, W) to itself. Mixers are registered: any class
+with an argument ``channels`` is a mixer of ``token_mixers=dict(type=...)``.
+"""
+import inspect
+
+from mmengine.registry import MODELS
 from torch import nn
 
-from .dpconv.channel_attention import DPConvChannelAttention
-from .dpconv.layer import DPConv
-from .patconv import PartialChannelAttention, PartialConv, PartialSelfAttention
+from ._arguments import build_with, find_type
+from .dpconv import DPConv
 
-#: Name and meaning of each token mixer.
-TOKEN_MIXERS = dict(
-    pat_ch='PAT_ch, partial convolution beside channel attention',
-    pat_sf='PAT_sf, partial convolution beside self-attention, in a residual of its own',
-    full_ch='partial convolution, then channel attention over all channels (Table 3)',
-    full_sf='partial convolution, then self-attention over all channels (Table 3)',
-    partial_conv="partial convolution alone, FasterNet's mixer (Tables 4 and 13)",
-    conv='3x3 convolution of all channels (Table 6)',
-    depthwise_conv='depthwise 3x3 convolution (Table 6)',
-    dpconv='DPConv, partial convolution that learns its split ratio (Sec. 3.2)',
-    dpconv_ch='PAT_ch that learns its split ratio')
-#: Those whose split ratio is learned.
-SEARCHED = ('dpconv', 'dpconv_ch')
-#: Those whose gate can be chosen.
-CHANNEL_ATTENTIONS = ('pat_ch', 'full_ch')
-#: Those that have a residual of their own, in :class:`PartialNetBlockV2`.
-SELF_ATTENTIONS = ('pat_sf', 'full_sf')
+#: Short names, each for a config of a registered layer.
+TOKEN_MIXERS: dict[str, dict] = dict(
+    # PAT_ch, partial convolution beside channel attention
+    pat_ch=dict(type='PartialChannelAttention'),
+    # PAT_sf, partial convolution beside self-attention, with a residual of its own
+    pat_sf=dict(type='PartialSelfAttention'),
+    # partial convolution, then attention over all channels (Table 3)
+    full_ch=dict(type='PartialChannelAttention', attend_all=True),
+    full_sf=dict(type='PartialSelfAttention', attend_all=True),
+    # partial convolution alone, FasterNet's mixer (Tables 4 and 13)
+    partial_conv=dict(type='PartialConv'),
+    # 3x3 convolution of all channels, dense or depthwise (Table 6)
+    conv=dict(type='DenseMixer'),
+    depthwise_conv=dict(type='DenseMixer', depthwise=True),
+    # partial convolution that learns its split ratio, alone and beside channel attention (Sec. 3.2)
+    dpconv=dict(type='DPConvMixer'),
+    dpconv_ch=dict(type='DPConvChannelAttention'))
 
 
-def build_token_mixer(name: str,
-                      channels: int,
-                      num_heads: int,
-                      split_ratio: float = 0.25,
-                      norm_cfg: dict = dict(type='BN'),
-                      gate: str = 'gaussian',
-                      attn_drop_rate: float = 0.,
-                      proj_drop_rate: float = 0.,
-                      deploy: bool = False) -> nn.Module:
+@MODELS.register_module(name='DenseMixer')
+def build_dense_mixer(channels: int, depthwise: bool = False) -> nn.Conv2d:
+    """A 3x3 convolution of all channels.
+
+    Args:
+        channels: Channels of the input and of the output.
+        depthwise: Whether each channel is convolved by itself. Defaults to
+            False.
+
+    Returns:
+        The convolution, without bias.
+    """
+    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels if depthwise else 1, bias=False)
+
+
+@MODELS.register_module(name='DPConvMixer')
+def build_dpconv_mixer(channels: int, split_ratio: float = 0.25) -> DPConv:
+    """A 3x3 :class:`DPConv`.
+
+    Args:
+        channels: Channels of the input and of the output, even.
+        split_ratio: Ratio to start at, 1 / 2^z. Defaults to 1/4.
+
+    Returns:
+        The layer, without bias.
+    """
+    return DPConv(channels, channels, 3, padding=1, bias=False, split_ratio=split_ratio)
+
+
+def mixer_config(mixer: str | dict) -> dict:
+    """The config of a token mixer.
+
+    Args:
+        mixer: A short name of :data:`TOKEN_MIXERS`, or a config, which is
+            returned as it is.
+
+    Returns:
+        A dict with ``type``.
+
+    Raises:
+        ValueError: If the short name is unknown, or the config has no type.
+    """
+    if isinstance(mixer, str) and mixer in TOKEN_MIXERS:
+        return TOKEN_MIXERS[mixer]
+    if not isinstance(mixer, dict) or 'type' not in mixer:
+        raise ValueError(f'token_mixers must be among {sorted(TOKEN_MIXERS)} or dict(type=...), got {mixer!r}')
+    return mixer
+
+
+def takes_gate(mixer: str | dict) -> bool:
+    """Whether the gate of a token mixer can be chosen."""
+    return 'gate' in inspect.signature(find_type(mixer_config(mixer)['type'])).parameters
+
+
+def build_token_mixer(mixer: str | dict, channels: int, **options: object) -> nn.Module:
     """Builds a token mixer.
 
     Args:
-        name: One of :data:`TOKEN_MIXERS`.
+        mixer: A short name of :data:`TOKEN_MIXERS`, or the config of a
+            registered layer, to which ``channels`` is added.
         channels: Channels of the input and of the output.
-        num_heads: Attention heads of the self-attentions.
-        split_ratio: Part of the channels that is convolved, for all
-            but 'conv' and 'depthwise_conv'; where it is learned, what it starts
-            at, 1 / 2^z. Defaults to 1/4.
-        norm_cfg: Norm of the channel attentions. Defaults to
-            ``dict(type='BN')``.
-        gate: Gate of the channel attentions. Defaults to 'gaussian'.
-        attn_drop_rate: See :class:`PartialSelfAttention`. Defaults
-            to 0.
-        proj_drop_rate: See :class:`PartialSelfAttention`. Defaults
-            to 0.
-        deploy: Whether to build the merged form. Defaults to False.
+        **options: What the mixer's constructor may take as well and its config
+            does not set: ``num_heads``, ``split_ratio``, ``norm_cfg``,
+            ``gate``, ``attn_drop_rate``, ``proj_drop_rate``.
 
     Returns:
-        nn.Module: From (B, C, H, W) to (B, C, H, W).
+        From (B, C, H, W) to (B, C, H, W).
 
     Raises:
-        ValueError: If there is no such mixer or gate, or the mixer cannot
-            have the ratio.
+        ValueError: If there is no such short name, or the mixer cannot have
+            the ratio.
+        KeyError: If no such type is registered.
     """
-    if name not in TOKEN_MIXERS:
-        raise ValueError(f'token_mixers must be among {sorted(TOKEN_MIXERS)}, got {name!r}')
-    if name == 'dpconv':
-        return DPConv(channels, channels, 3, padding=1, bias=False, split_ratio=split_ratio)
-    if name == 'dpconv_ch':
-        return DPConvChannelAttention(channels, split_ratio, norm_cfg)
-    if name in CHANNEL_ATTENTIONS:
-        return PartialChannelAttention(channels, split_ratio, norm_cfg, gate, name == 'full_ch', deploy)
-    if name in SELF_ATTENTIONS:
-        return PartialSelfAttention(channels, num_heads, split_ratio, attn_drop_rate, proj_drop_rate,
-                                    name == 'full_sf')
-    if name == 'partial_conv':
-        return PartialConv(channels, split_ratio)
-    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels if name == 'depthwise_conv' else 1, bias=False)
+    return build_with(mixer_config(mixer), dict(channels=channels), options)

@@ -70,7 +70,7 @@ def test_pretraining_trains_and_tests_in_two_processes(image_folders, tmp_path):
 
 
 def test_two_machines(image_folders, tmp_path, tiny_arch):
-    """The README's commands for several machines, each a group of processes of its own here, with one process each."""
+    """The commands of docs/coco.md for several machines; here each machine is a group of one process."""
     config = write_config('classifier', tmp_path / 'config.py', tiny_arch)
     options = classifier_options(image_folders)
     with socket.socket() as free:

@@ -14,7 +14,7 @@ PAGES = sorted(p.relative_to(ROOT).as_posix() for p in [ROOT / 'README.md', *(RO
 
 def test_table_of_variants_is_what_the_command_prints():
     pytest.importorskip('mmpretrain')
-    done = subprocess.run([sys.executable, 'tools/analysis_tools/variants.py'], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, 'tools/paper/variants.py'], cwd=ROOT, capture_output=True,
                           text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith('| `')]

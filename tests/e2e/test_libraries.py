@@ -18,7 +18,7 @@ from tests.helpers.libraries import (
     training_loss,
 )
 
-# Snippet of the README: library, the shipped config that it starts from.
+# Snippet of docs/use_in_your_config.md: library, the shipped config that it starts from.
 SNIPPETS = {
     'my_detector.py': ('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'),
     'my_segmentor.py': ('mmseg', 'sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'),
@@ -28,7 +28,7 @@ SNIPPETS = {
 
 @pytest.fixture
 def snippet_config(tmp_path, request):
-    """A README snippet in a folder of its own, beside the library's config that it changes."""
+    """A snippet in a folder of its own, beside the library's config that it changes."""
     library, base = SNIPPETS[request.param]
     path = shipped_config(library, base)
     (tmp_path / path.name).write_text(f'_base_ = {str(path)!r}\n')

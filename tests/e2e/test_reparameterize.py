@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from partialnet_mm.checkpoint import read_checkpoint
 from partialnet_mm.converters import reparameterize
-from partialnet_mm.models.merge_model import merge_model
+from partialnet_mm.models import merge_model
 from tests.helpers.libraries import build_model
 from tests.helpers.tiny_models import CLASSES, LIBRARIES, write_checkpoint, write_config, write_model
 from tests.helpers.tool_scripts import run_main

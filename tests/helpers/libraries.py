@@ -24,9 +24,12 @@ def shipped_config(package: str, name: str) -> Path:
 
 
 def readme_snippets() -> dict[str, str]:
-    """The README's configs by the name in their first line, ``# my_detector.py``."""
-    blocks = re.findall(r'```python\n# (my_\w+\.py)\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
-    return dict(blocks)
+    """The configs of docs/use_in_your_config.md by the name in their first line, ``# my_detector.py``."""
+    pages = (ROOT / 'README.md').read_text() + (ROOT / 'docs' / 'use_in_your_config.md').read_text()
+    blocks = re.findall(r'```python\n# (my_\w+\.py)\n(.*?)```', pages, re.DOTALL)
+    snippets = dict(blocks)
+    assert set(blocks) == set(snippets.items()), 'a snippet differs between README.md and docs/use_in_your_config.md'
+    return snippets
 
 
 def build_model(cfg: Config) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from partialnet_mm.analysis.build import build_model
 from partialnet_mm.analysis.flops import multiply_adds_by_layer
-from partialnet_mm.models.merge_model import merge_model
+from partialnet_mm.models import merge_model
 
 PROPOSALS = 1000
 COUNTED = ('Counted are multiply-adds of convolutions, matrix products and attention, in evaluation mode: not norms, '

@@ -20,8 +20,7 @@ from torch import nn
 from partialnet_mm.analysis.build import build_model
 from partialnet_mm.analysis.flops import count_multiply_adds, multiply_adds_by_layer
 from partialnet_mm.analysis.timing import ratio_in_turns, time_in_turns
-from partialnet_mm.models import PATConv2d, merge_following_norms
-from partialnet_mm.models.merge_model import merge_model
+from partialnet_mm.models import PATConv2d, merge_following_norms, merge_model
 from partialnet_mm.models.patconv2d.layer import CONVS, is_replaceable
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'patconv'

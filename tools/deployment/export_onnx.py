@@ -20,8 +20,7 @@ from partialnet_mm.checkpoint.atomic import write_atomically
 from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.converters.publish import strip_checkpoint
 from partialnet_mm.deploy.onnx_export import INPUT, add_metadata, differences, require_onnx, to_onnx
-from partialnet_mm.models import PartialNet, SplitGates
-from partialnet_mm.models.merge_model import merge_model
+from partialnet_mm.models import PartialNet, SplitGates, merge_model
 from partialnet_mm.version import __version__
 
 TOLERANCE = 1e-4

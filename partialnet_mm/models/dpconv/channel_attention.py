@@ -3,6 +3,7 @@
 
 import torch
 from mmcv.cnn import build_norm_layer
+from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from ..gates import GaussianGate
 from .split_gates import Channels, SplitGates
 
 
+@MODELS.register_module()
 class DPConvChannelAttention(nn.Module):
     """PAT_ch whose split ratio is learned: what the convolution leaves goes to the channel attention.
 

@@ -12,10 +12,10 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
 from .._arguments import named_arguments
-from .._folding import norm_affine
+from .._folding import norm_affine, require_plain
 from .._layers import normalize
 from ..gates import GATES, build_gate
-from ..patconv import split_channels
+from ..patconv import SelfAttention, merged_gate, split_channels
 
 #: What the convolved part of a PATConv2d can be.
 CONVS = ('dense', 'depthwise')
@@ -51,9 +51,11 @@ class PATConv2d(nn.Module):
         padding_mode: As in ``nn.Conv2d``. Defaults to 'zeros'.
         split_ratio: Part of the channels that is convolved, in (0, 1],
             a whole number of channels. Defaults to 1/4.
-        gate: 'gaussian' (PAT_ch), 'srm' or 'se' (Table 12), or 'none' for
-            FasterNet's partial convolution, whose other part passes through
-            unchanged. Defaults to 'gaussian'.
+        gate: See :func:`build_gate`: 'gaussian' (PAT_ch), 'srm' or 'se'
+            (Table 12), 'eca', 'cbam', or dict(type=...); 'self' for the
+            self-attention of PAT_sf (stage 4 of the official ConvNeXt), or
+            'none' for FasterNet's partial convolution, whose other channels
+            pass through unchanged. Defaults to 'gaussian'.
         conv: 'dense' (the paper's) or 'depthwise'. Defaults to 'dense'.
         norm_cfg: Norm of the attended part and of its gate. Defaults to
             ``dict(type='BN')``.
@@ -84,7 +86,7 @@ class PATConv2d(nn.Module):
                  bias: bool = True,
                  padding_mode: str = 'zeros',
                  split_ratio: float = 0.25,
-                 gate: str = 'gaussian',
+                 gate: str | dict = 'gaussian',
                  conv: str = 'dense',
                  norm_cfg: dict = dict(type='BN'),
                  norm_eval: bool = False,
@@ -93,8 +95,9 @@ class PATConv2d(nn.Module):
         if in_channels != out_channels:
             raise ValueError(f'PATConv2d keeps the width, got in_channels={in_channels!r} and out_channels='
                              f"{out_channels!r}; conv_cfg=dict(type='PATConv') leaves such a layer a plain convolution")
-        if gate not in (*GATES, 'none'):
-            raise ValueError(f'gate of PATConv2d must be one of {(*GATES, "none")}, got {gate!r}')
+        if isinstance(gate, str) and gate not in (*GATES, 'self', 'none'):
+            raise ValueError(f'gate of PATConv2d must be one of {(*GATES, "self", "none")} or dict(type=...), '
+                             f'got {gate!r}')
         if conv not in CONVS:
             raise ValueError(f'conv of PATConv2d must be one of {CONVS}, got {conv!r}')
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
@@ -125,17 +128,21 @@ class PATConv2d(nn.Module):
         self.gate: nn.Module | None = None
         self.scale: nn.Parameter | None = None
         self.shift: nn.Parameter | None = None
-        attends = attended_channels > 0 and gate != 'none'
-        if attends and deploy:
-            self.scale = nn.Parameter(torch.ones(1, attended_channels, 1, 1))
-            self.shift = nn.Parameter(torch.zeros(1, attended_channels, 1, 1))
-        elif attends:
+        self.attention: nn.Module | None = None
+        if deploy and norm_cfg.get('type') == 'SyncBN':
+            norm_cfg = dict(norm_cfg, type='BN')  # what is merged at once need not gather statistics
+        gated = attended_channels > 0 and gate not in ('self', 'none')
+        if gated:
             self.norm = build_norm_layer(norm_cfg, attended_channels)[1]
         self.conv = nn.Conv2d(conv_channels, conv_channels, self.kernel_size, self.stride, self.padding, self.dilation,
                               1 if conv == 'dense' else conv_channels, bias, padding_mode)
         kaiming_init(self.conv)
-        if attends:
-            self.gate = build_gate(gate, attended_channels, norm_cfg, deploy)
+        if gated:
+            self.gate = build_gate(gate, attended_channels, norm_cfg)
+        elif attended_channels and gate == 'self':
+            self.attention = SelfAttention(attended_channels)
+        if deploy:
+            self.switch_to_deploy()
         self.train()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,6 +161,8 @@ class PATConv2d(nn.Module):
         return x if self.stride == (1, 1) else F.avg_pool2d(x, self.stride, ceil_mode=True)
 
     def _attend(self, x: Tensor) -> Tensor:
+        if self.attention is not None:
+            x = self.attention(x)
         if self.shift is not None:
             scale = self.scale if self.gate is None else self.scale * self.gate(x)
             return torch.addcmul(self.shift, x, scale)
@@ -180,10 +189,9 @@ class PATConv2d(nn.Module):
         """
         if self.norm is None:
             return
-        scale, shift = norm_affine(self.norm, 'the norm of PATConv2d')
-        if hasattr(self.gate, 'switch_to_deploy'):
-            self.gate.switch_to_deploy()
-        self._set_affine(scale, shift)
+        affine = norm_affine(self.norm, 'the norm of PATConv2d', self.split_sizes[1])
+        self.gate = merged_gate(self.gate)
+        self._set_affine(*affine)
         self.norm = None
 
     @torch.no_grad()
@@ -200,7 +208,9 @@ class PATConv2d(nn.Module):
             TypeError: If it is not a batch norm.
             ValueError: If it has no statistics.
         """
-        scales, shifts = (value.split(self.split_sizes) for value in norm_affine(norm, 'the norm after PATConv2d'))
+        require_plain(self.conv, 'the convolution of PATConv2d')
+        affine = norm_affine(norm, 'the norm after PATConv2d', self.out_channels)
+        scales, shifts = (value.split(self.split_sizes) for value in affine)
         self.switch_to_deploy()
         weight, bias = self.conv.weight.double(), 0. if self.conv.bias is None else self.conv.bias.double()
         self.conv.bias = nn.Parameter((bias * scales[0] + shifts[0]).to(self.conv.weight))

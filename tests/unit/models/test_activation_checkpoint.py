@@ -45,7 +45,7 @@ def test_running_statistics_take_each_batch_once():
     layer = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     x = torch.randn(8, 3, 5, 5, requires_grad=True)
     features = layer[0](x)
-    checkpointed(layer, x).sum().backward()
+    checkpointed(layer, layer, x).sum().backward()
     assert layer[1].num_batches_tracked == 1
     torch.testing.assert_close(layer[1].running_mean, 0.1 * features.mean((0, 2, 3)))
     torch.testing.assert_close(layer[1].running_var, 0.9 + 0.1 * features.var((0, 2, 3)))
@@ -62,7 +62,7 @@ def test_keeps_no_activations_of_the_block():
         return saved.count(x.shape)
 
     assert kept(layer) == 6
-    assert kept(lambda x: checkpointed(layer, x)) <= 1
+    assert kept(lambda x: checkpointed(layer, layer, x)) <= 1
 
 
 def test_only_training_computes_twice(tiny_arch):
@@ -87,7 +87,7 @@ def test_an_error_in_the_second_computation_leaves_the_statistics():
 
     layer[1].register_forward_pre_hook(fail_the_second_time)
     buffers = dict(layer[0].named_buffers())
-    out = checkpointed(layer, torch.randn(2, 4, 3, 3, requires_grad=True))
+    out = checkpointed(layer, layer, torch.randn(2, 4, 3, 3, requires_grad=True))
     with pytest.raises(RuntimeError, match='second'):
         out.sum().backward()
     assert all(value is buffers[name] for name, value in layer[0].named_buffers())

@@ -12,7 +12,8 @@ from torch import nn
 from torch._dynamo.backends.registry import lookup_backend
 
 from partialnet_mm.models import PartialNet, PartialNetBlock, PartialNetBlockV2
-from partialnet_mm.models.token_mixers import SELF_ATTENTIONS, build_token_mixer
+from partialnet_mm.models.merged_block import MergedBlock
+from partialnet_mm.models.token_mixers import build_token_mixer
 
 pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12) and not hasattr(torch.nn, 'attention'),
                                 reason='torch 2.1 compiles on Python up to 3.11')
@@ -47,12 +48,15 @@ def fresh_compiler():
 
 
 def build_block(mixer, gate='gaussian', split_ratio=0.25, **kwargs):
-    block_type = PartialNetBlockV2 if mixer in SELF_ATTENTIONS else PartialNetBlock
-    return block_type(build_token_mixer(mixer, 16, 2, split_ratio, gate=gate), 16, **kwargs)
+    mixer = build_token_mixer(mixer, 16, num_heads=2, split_ratio=split_ratio, gate=gate)
+    block_type = PartialNetBlockV2 if getattr(mixer, 'own_residual', False) else PartialNetBlock
+    return block_type(mixer, 16, **kwargs)
 
 
 def in_form(module: nn.Module, form: str) -> nn.Module:
     module.train(form == 'train')
+    if form == 'merged' and isinstance(module, PartialNetBlock):
+        return MergedBlock(module).eval()
     if form == 'merged':
         module.switch_to_deploy()
     return module

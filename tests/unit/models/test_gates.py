@@ -3,9 +3,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS
 from torch import nn
 
-from partialnet_mm.models import GaussianGate
+from partialnet_mm.models import CBAMGate, ECAGate, GaussianGate, PartialNet, SRMGate
+from partialnet_mm.models.gates import build_gate
 from tests.helpers.reference_network import gaussian_gate, hard_sigmoid
 
 
@@ -94,21 +96,82 @@ def test_other_norms():
     expected = hard_sigmoid(F.group_norm(gaussian_gate(gate.conv.weight, x), 2))
     torch.testing.assert_close(gate(x), expected)
     with pytest.raises(TypeError, match='the norm of GaussianGate is a GroupNorm'):
-        gate.switch_to_deploy()
+        gate.merged()
 
 
-def test_merged_form(randomize_norms):
-    gate = randomize_norms(GaussianGate(6)).eval()
-    x = torch.randn(3, 6, 5, 4)
+@pytest.mark.parametrize('gate_type', [GaussianGate, SRMGate])
+@pytest.mark.parametrize('size', [(5, 4), (1, 1), (14, 14)])
+def test_merged_form(gate_type, size, randomize_norms):
+    gate = randomize_norms(gate_type(6)).eval()
+    x = torch.randn(3, 6, *size)
     expected = gate(x)
-    gate.switch_to_deploy()
-    torch.testing.assert_close(gate(x), expected, rtol=1e-5, atol=1e-6)
-    assert gate.norm is None
-    conv = gate.conv
-    gate.switch_to_deploy()
-    assert gate.conv is conv
+    merged = gate.merged().eval()
+    torch.testing.assert_close(merged(x), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(gate(x), expected)  # the trained gate stays as it is
+    assert isinstance(merged.conv, nn.Conv2d)
+    assert [name for name, _ in merged.named_parameters()] == ['conv.weight', 'conv.bias']
 
-    deployed = GaussianGate(6, deploy=True).eval()
-    assert isinstance(deployed.conv, nn.Conv2d)
-    deployed.load_state_dict(gate.state_dict())
-    assert torch.equal(deployed(x), gate(x))
+
+def eca(x, gate):
+    means = F.pad(x.mean((2, 3)), (1, 1)).unfold(1, 3, 1)  # each channel with its two neighbours
+    return torch.sigmoid(means @ gate.conv.weight.flatten())
+
+
+def cbam(x, gate):
+    layers = [(layer.weight.flatten(1), layer.bias) for layer in (gate.reduce, gate.expand)]
+    return torch.sigmoid(sum(
+        F.linear(F.relu(F.linear(values, *layers[0])), *layers[1]) for values in (x.mean((2, 3)), x.amax((2, 3)))))
+
+
+@pytest.mark.parametrize('gate, reference', [(ECAGate(24), eca), (CBAMGate(24, reduction=4), cbam)])
+def test_gates_of_other_papers(gate, reference):
+    x = torch.randn(2, 24, 5, 4)
+    torch.testing.assert_close(gate(x)[:, :, 0, 0], reference(x, gate))
+
+
+@pytest.mark.parametrize('channels, kernel_size', [(24, 3), (96, 3), (192, 5), (480, 5)])
+def test_kernel_of_eca_follows_the_width(channels, kernel_size):
+    assert ECAGate(channels).conv.kernel_size == (kernel_size, )
+
+
+@MODELS.register_module(force=True)
+class ScaledGate(nn.Module):
+    """A gate of a user."""
+
+    def __init__(self, channels, scale, norm_cfg=None):
+        super().__init__()
+        self.channels, self.scale, self.norm_cfg = channels, scale, norm_cfg
+
+    def forward(self, x):
+        return self.scale * torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize('gate_type', ['ScaledGate', ScaledGate])
+@pytest.mark.parametrize('given, norm_cfg', [(dict(), dict(type='SyncBN')), (dict(norm_cfg=7), 7)])
+def test_gates_of_users(gate_type, given, norm_cfg):
+    gate = build_gate(dict(type=gate_type, scale=2., **given), 6, norm_cfg=dict(type='SyncBN'))
+    assert isinstance(gate, ScaledGate)
+    assert (gate.channels, gate.scale, gate.norm_cfg) == (6, 2., norm_cfg)
+
+
+def test_gate_of_a_user_in_the_network_and_merged(tiny_arch, randomize_norms):
+    model = randomize_norms(PartialNet(tiny_arch, gate=dict(type='ScaledGate', scale=0.5))).eval()
+    x = torch.randn(2, 3, 64, 64)
+    expected = model(x)[0]
+    gates = [module for module in model.modules() if isinstance(module, ScaledGate)]
+    assert [gate.channels for gate in gates] == [12, 24, 48, 48]
+    assert {gate.norm_cfg['type'] for gate in gates} == {'BN'}
+    model.switch_to_deploy()
+    assert [module for module in model.modules() if isinstance(module, ScaledGate)] == gates
+    assert (model(x)[0] - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize('gate, error, text', [
+    ('max', ValueError, "gate must be one of .'gaussian', 'srm', 'se', 'eca', 'cbam'.*got 'max'"),
+    (dict(scale=2), ValueError, 'gate must be one of'),
+    (dict(type='NoGate'), KeyError, "'NoGate' is not registered: .*register_module.*custom_imports"),
+    (dict(type='ScaledGate', scal=2), TypeError, "unexpected keyword argument 'scal'"),
+])
+def test_wrong_gates(gate, error, text, tiny_arch):
+    with pytest.raises(error, match=text):
+        PartialNet(tiny_arch, gate=gate)

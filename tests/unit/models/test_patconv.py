@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from partialnet_mm.models import PartialChannelAttention, PartialSelfAttention, PartialSpatialAttention
+from partialnet_mm.models._folding import weight_and_bias
+from partialnet_mm.models.patconv import MergedSpatialAttention
 from tests.helpers.reference_network import gaussian_gate, hard_sigmoid, pairwise_buckets
 
 
@@ -132,32 +134,32 @@ def test_attention_dropout_keeps_the_mean():
     torch.testing.assert_close(mean, expected, rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize('attend_all', [False, True])
 @pytest.mark.parametrize('layer_scale', [False, True])
+@pytest.mark.parametrize('bias', [False, True])
 @pytest.mark.parametrize('channels', [12, 7])
-def test_spatial_attention_merges_into_the_convolution_before(layer_scale, channels, randomize_norms):
-    conv = nn.Conv2d(9, channels, 1, bias=False)
-    layer = randomize_norms(PartialSpatialAttention(channels)).eval()
-    scale = torch.randn(channels, 1, 1) if layer_scale else None
+def test_spatial_attention_folds_into_the_convolution_before(channels, bias, layer_scale, attend_all, randomize_norms):
+    conv = nn.Conv2d(9, channels, 1, bias=bias)
+    layer = randomize_norms(PartialSpatialAttention(channels, attend_all=attend_all)).eval()
+    scale = torch.randn(channels) if layer_scale else None
     x = torch.randn(2, 9, 4, 5)
-    expected = layer(conv(x)) * (scale if layer_scale else 1)
-    merged = layer.merge_into(conv, scale)
-    assert merged.weight.shape == (channels + 1, 9, 1, 1)
-    torch.testing.assert_close(layer(merged(x)), expected, rtol=1e-5, atol=1e-5)
-
-    deployed = PartialSpatialAttention(channels, deploy=True)
-    deployed.load_state_dict(layer.state_dict())
-    assert torch.equal(deployed(merged(x)), layer(merged(x)))
+    expected = layer(conv(x)) * (scale[:, None, None] if layer_scale else 1)
+    weight, bias, shift = layer.fold_into(*weight_and_bias(conv), None if scale is None else scale.double())
+    assert weight.shape == (channels + 1, 9, 1, 1)
+    assert weight.dtype == bias.dtype == shift.dtype == torch.float64
+    before = F.conv2d(x, weight.float(), bias.float())
+    torch.testing.assert_close(MergedSpatialAttention(shift, torch.float32)(before), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_channel_attention_leaves_its_output_norm_to_the_next_layer(randomize_norms):
     layer = randomize_norms(PartialChannelAttention(16)).eval()
     x = torch.randn(2, 16, 4, 5)
     expected = layer(x)
-    scale, shift = layer.output_affine()
+    merged, (scale, shift) = layer.merged()
     assert scale.dtype == shift.dtype == torch.float64
     assert torch.equal(scale[:4], torch.ones(4).double())
     assert torch.equal(shift[:4], torch.zeros(4).double())
-    layer.switch_to_deploy()
-    assert layer.output_affine() is None
-    out = layer(x) * scale.float().view(-1, 1, 1) + shift.float().view(-1, 1, 1)
+    out = merged.eval()(x) * scale.float().view(-1, 1, 1) + shift.float().view(-1, 1, 1)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(layer(x), expected)
+    assert merged.conv is layer.conv

@@ -11,8 +11,7 @@ from mmengine.registry import HOOKS, MODELS, DefaultScope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from partialnet_mm.models import PATConv2d, SEGate, merge_following_norms, replace_convs, require_patconv
-from partialnet_mm.models.merge_model import merge_model
+from partialnet_mm.models import PATConv2d, SEGate, merge_following_norms, merge_model, replace_convs, require_patconv
 from tests.helpers.libraries import parameters_without_gradient
 from tests.helpers.reference_network import gaussian_gate, hard_sigmoid
 
