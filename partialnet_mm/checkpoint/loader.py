@@ -37,23 +37,23 @@ def register_loader(trust: bool = False, opened: Mapping[str, dict] | None = Non
     # mmengine takes what follows the tenth letter for the name of the loader, and logs it.
     def load_from_data(filename: str, map_location: object = None) -> dict:
         """Reads a checkpoint; its tensors stay on the CPU, and are copied to the model wherever it is."""
-        if filename in opened:
-            return opened.pop(filename)
-        address = _address_of(filename)
-        if '://' not in address:
-            content = read_checkpoint(os.path.expanduser(address), trust)
-            find_state_dict(content, filename)
-            return content
-        try:
-            with get_local_path(address) as path:
-                check_hashed_name(path, address)
-                content = read_checkpoint(path, trust)
-            state_dict = find_state_dict(content, filename)
-        except (OSError, ValueError) as error:
-            raise ValueError(f'checkpoint {filename!r} could not be fetched: {error}') from error
+        content = opened.pop(filename, None) or _fetch(filename, trust)
+        state_dict = find_state_dict(content, filename)
         return _backbone_of(state_dict) if filename.startswith('mmcls://') else content
 
     CheckpointLoader.register_scheme(SCHEMES, load_from_data, force=True)
+
+
+def _fetch(name: str, trust: bool) -> dict:
+    address = _address_of(name)
+    if '://' not in address:
+        return read_checkpoint(os.path.expanduser(address), trust)
+    try:
+        with get_local_path(address) as path:
+            check_hashed_name(path, address)
+            return read_checkpoint(path, trust)
+    except (OSError, ValueError) as error:
+        raise ValueError(f'checkpoint {name!r} could not be fetched: {error}') from error
 
 
 def _address_of(name: str) -> str:
