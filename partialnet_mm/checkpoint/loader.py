@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""mmengine's loading of checkpoints, led through :func:`read_checkpoint`."""
+"""mmengine's loading of checkpoints, by :func:`read_checkpoint`."""
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ def register_loader(trust: bool = False, opened: Mapping[str, dict] | None = Non
     """Makes mmengine read every checkpoint by :func:`read_checkpoint`: ``load_from``, resume, any ``init_cfg``.
 
     What an address or the name of a model zoo stands for is fetched to a temporary file first. This changes mmengine
-    for the whole process; a later call takes the place of an earlier one.
+    for the whole process; a later call replaces an earlier one.
 
     Args:
         trust: As of :func:`read_checkpoint`. Defaults to False.
