@@ -12,6 +12,7 @@ from mmengine.runner.checkpoint import (
     get_mmcls_models,
     get_torchvision_models,
 )
+from torch import Tensor
 
 from .hashed_name import check_hashed_name
 from .pretrained import find_state_dict
@@ -39,6 +40,9 @@ def register_loader(trust: bool = False, opened: Mapping[str, dict] | None = Non
         """Reads a checkpoint; its tensors stay on the CPU, and are copied to the model wherever it is."""
         content = opened.pop(filename, None) or _fetch(filename, trust)
         state_dict = find_state_dict(content, filename)
+        # mmengine would leave the module as it is, with a warning.
+        if not any(isinstance(value, Tensor) for value in state_dict.values()):
+            raise ValueError(f'checkpoint {filename!r} holds no tensors')
         return _backbone_of(state_dict) if filename.startswith('mmcls://') else content
 
     CheckpointLoader.register_scheme(SCHEMES, load_from_data, force=True)

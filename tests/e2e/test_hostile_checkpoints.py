@@ -17,7 +17,7 @@ from tests.helpers.hostile_runs import ENTRIES, QUICK, QUICK_RUNNERS, RUNNERS, S
 #: What a refusal says, whoever reports it.
 REASONS = ('cannot be read: ', 'does not exist', 'instead of its state dict', 'a tensor by the name',
            'truncated or damaged', 'weight is a ', 'it has no ', 'only 0 of', 'it fits 0 of', 'no PartialNet',
-           'not tensors', 'it holds no search', 'is of no search', 'is not in the pretrained model')
+           'not tensors', 'it holds no search', 'is of no search', 'holds no tensors', 'it is damaged')
 
 
 def run_all(folder, extent):

@@ -78,13 +78,20 @@ def test_trust(tmp_path):
 
 
 def test_what_is_read_already_is_not_opened_again(weights):
-    content = dict(state_dict={})
+    content = dict(state_dict=dict(weight=torch.ones(1)))
     register_loader(opened={weights: content, 'gone.pth': content})
     for path in (weights, 'gone.pth'):
         assert _load_checkpoint(path) is content
     assert set(_load_checkpoint(weights)['state_dict']) == {'backbone.weight', 'backbone.bias'}
     with pytest.raises(FileNotFoundError, match="'gone.pth' does not exist"):
         _load_checkpoint('gone.pth')
+
+
+def test_a_file_without_tensors(tmp_path):
+    torch.save(dict(state_dict=dict(weight=[1.])), tmp_path / 'c.pth')
+    register_loader()
+    with pytest.raises(ValueError, match="c.pth' holds no tensors"):
+        Module(dict(type='Pretrained', checkpoint=str(tmp_path / 'c.pth'))).init_weights()
 
 
 def test_home(weights, tmp_path, monkeypatch):
