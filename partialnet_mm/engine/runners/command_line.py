@@ -14,9 +14,10 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
-from ...checkpoint.reader import read_checkpoint
+from ...checkpoint import read_checkpoint, register_loader
+from ...checkpoint.pretrained import find_state_dict
 from ...models import require_patconv
 from ...preflight import check_config, errors_in, format_findings
 from .own_data import apply_own_data_settings
@@ -111,7 +112,7 @@ def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[st
 
 
 def read_trusted(checkpoint: str) -> dict:
-    """Reads a checkpoint that cannot run code when mmengine loads it; others are refused before anything of them runs.
+    """Reads a checkpoint as data, and hands it to mmengine, which asks for it later and does not open it again.
 
     Raises:
         ValueError: If it is an address, damaged, or holds more than data.
@@ -121,9 +122,11 @@ def read_trusted(checkpoint: str) -> dict:
         raise ValueError(f'checkpoint {checkpoint!r} is an address: download it and name the file, or allow it with '
                          '--trust-checkpoint')
     try:
-        return read_checkpoint(checkpoint)
+        content = read_checkpoint(checkpoint)
     except ValueError as error:
         raise ValueError(f'{error}\nIf you trust where it comes from: --trust-checkpoint') from error
+    register_loader(opened={checkpoint: content})
+    return content
 
 
 def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) -> Runner:
@@ -138,14 +141,15 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
         least_fit: Fraction of the model's tensors that ``load_from`` must
             hold, in their shapes. On resuming, CrashSafeCheckpointHook checks
             more.
-        trust_checkpoint: Whether to load ``load_from`` without looking
-            at it. Defaults to False.
+        trust_checkpoint: Whether checkpoints may carry code, and
+            ``load_from`` may be of another network. Defaults to False.
 
     Raises:
         ValueError: If ``load_from`` is not known to be data only, or belongs
             to another network, and ``trust_checkpoint`` is not set; or if a
             ``conv_cfg`` of type 'PATConv' has replaced no layer.
     """
+    register_loader(trust_checkpoint)
     content = read_trusted(cfg.load_from) if cfg.get('load_from') and not trust_checkpoint else None
     if not torch.cuda.is_available():
         if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
@@ -196,8 +200,8 @@ def require_fit(model: nn.Module, content: dict, checkpoint: str, least: float) 
         ValueError: If fewer are.
     """
     model = model.module if is_model_wrapper(model) else model
-    given = {name[len('module.'):] if name.startswith('module.') else name: value
-             for name, value in content.get('state_dict', content).items()}
+    given = {name.removeprefix('module.'): value for name, value in find_state_dict(content, checkpoint).items()
+             if isinstance(value, Tensor)}
     own = model.state_dict()
     wrong = [f'{name} is missing' for name in own if name not in given]
     wrong += [f'{name} is {tuple(given[name].shape)}, not {tuple(value.shape)}' for name, value in own.items()
