@@ -4,6 +4,8 @@ import hashlib
 import os
 import re
 
+from .errors import CheckpointError
+
 
 def sha256_of(path: str) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
@@ -35,5 +37,5 @@ def check_hashed_name(path: str, name: str | None = None) -> None:
         return
     found = sha256_of(path)[:8]
     if found != match[1]:
-        raise ValueError(f'{name!r} is damaged, or not the file of its name: its SHA-256 begins with {found}, not with '
-                         f'{match[1]}. Download it again, or, if this is no hash, give it another name')
+        raise CheckpointError(f'{name!r} is damaged, or not the file of its name: its SHA-256 begins with {found}, '
+                              f'not with {match[1]}. Download it again, or, if this is no hash, give it another name')

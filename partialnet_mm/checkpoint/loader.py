@@ -14,6 +14,7 @@ from mmengine.runner.checkpoint import (
 )
 from torch import Tensor
 
+from .errors import CheckpointError
 from .hashed_name import check_hashed_name
 from .pretrained import find_state_dict
 from .reader import read_checkpoint
@@ -42,7 +43,7 @@ def register_loader(trust: bool = False, opened: Mapping[str, dict] | None = Non
         state_dict = find_state_dict(content, filename)
         # mmengine would leave the module as it is, with a warning.
         if not any(isinstance(value, Tensor) for value in state_dict.values()):
-            raise ValueError(f'checkpoint {filename!r} holds no tensors')
+            raise CheckpointError(f'checkpoint {filename!r} holds no tensors')
         return _backbone_of(state_dict) if filename.startswith('mmcls://') else content
 
     CheckpointLoader.register_scheme(SCHEMES, load_from_data, force=True)
@@ -57,7 +58,7 @@ def _fetch(name: str, trust: bool) -> dict:
             check_hashed_name(path, address)
             return read_checkpoint(path, trust)
     except (OSError, ValueError) as error:
-        raise ValueError(f'checkpoint {name!r} could not be fetched: {error}') from error
+        raise CheckpointError(f'checkpoint {name!r} could not be fetched: {error}') from error
 
 
 def _address_of(name: str) -> str:
@@ -72,7 +73,8 @@ def _address_of(name: str) -> str:
     if 'mmlab' in scheme:
         model = get_deprecated_model_names().get(model, model)
     if model not in known:
-        raise ValueError(f'checkpoint {name!r} is not known to mmengine, which lists {len(known)} names of {scheme}://')
+        raise CheckpointError(f'checkpoint {name!r} is not known to mmengine, which lists {len(known)} names of '
+                              f'{scheme}://')
     return known[model]
 
 

@@ -9,6 +9,7 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from .errors import CheckpointError, MissingCheckpointError
 from .hashed_name import check_hashed_name
 from .reader import read_checkpoint
 
@@ -69,13 +70,13 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
         the prefix, not in the backbone) and 'mismatched' (of another shape).
 
     Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it cannot be read, has another hash than its name (:func:`check_hashed_name`), holds less than
-            90 % of the backbone's tensors, or more than a tenth beyond them; norms of returned feature maps do not
+        MissingCheckpointError: If the file does not exist.
+        CheckpointError: If it cannot be read, has another hash than its name (:func:`check_hashed_name`), holds less
+            than 90 % of the backbone's tensors, or more than a tenth beyond them; norms of returned feature maps do not
             count.
     """
     if '://' not in checkpoint and not os.path.exists(checkpoint):
-        raise FileNotFoundError(
+        raise MissingCheckpointError(
             f'init_cfg.checkpoint {checkpoint!r} does not exist. Get it by pretraining with configs/pretrain, '
             'name another file (--cfg-options model.backbone.init_cfg.checkpoint=FILE), or start from random '
             'weights with --cfg-options model.backbone.init_cfg=None')
@@ -94,8 +95,9 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
         unexpected=[name for name in given if name not in own],
         mismatched=[name for name in own if name in given and given[name].shape != own[name].shape])
     if any(name.endswith(SEARCH_GATES) for name in report['unexpected']):
-        raise ValueError(f'checkpoint {checkpoint!r} is of a search for split ratios, and this {type(module).__name__} '
-                         'has fixed ones: tools/model_converters/dpconv_to_fixed.py removes the gates')
+        raise CheckpointError(f'checkpoint {checkpoint!r} is of a search for split ratios, and this '
+                              f'{type(module).__name__} has fixed ones: tools/model_converters/dpconv_to_fixed.py '
+                              'removes the gates')
     # The norm of a returned feature map exists in dense prediction only, so neither side needs it.
     needed, loaded = _without_output_norms(own), _without_output_norms(report['loaded'])
     missing, foreign = _without_output_norms(report['missing']), _without_output_norms(report['unexpected'])
@@ -110,11 +112,11 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
             summary += f'\n  {kind} ({len(names)}): {shorten(names)}'
     if len(loaded) < MIN_LOADED * len(needed) or len(foreign) > len(needed) - MIN_LOADED * len(needed):
         if any(name.endswith(OFFICIAL_STEM) for name in tensors):
-            raise ValueError(f'checkpoint {checkpoint!r} is in the layout of the official code: convert it with '
-                             'tools/model_converters/official_to_mm.py')
-        raise ValueError(f'only {summary}\nat least {MIN_LOADED:.0%} must match on either side: the checkpoint belongs '
-                         'to another network or arch, is merged where deploy=False or the reverse, or needs another '
-                         f'prefix. Its tensors begin with {shorten(list(tensors), 3)}')
+            raise CheckpointError(f'checkpoint {checkpoint!r} is in the layout of the official code: convert it with '
+                                  'tools/model_converters/official_to_mm.py')
+        raise CheckpointError(f'only {summary}\nat least {MIN_LOADED:.0%} must match on either side: the checkpoint '
+                              'belongs to another network or arch, is merged where deploy=False or the reverse, or '
+                              f'needs another prefix. Its tensors begin with {shorten(list(tensors), 3)}')
     module.load_state_dict({name: given[name] for name in report['loaded']}, strict=False)
     level = logging.INFO if len(loaded) == len(needed) and not foreign else logging.WARNING
     MMLogger.get_current_instance().log(level, summary)
@@ -132,19 +134,19 @@ def find_state_dict(content: dict, checkpoint: str | None = None) -> dict[str, o
         Names and values; the values are not checked.
 
     Raises:
-        ValueError: If there is something else, or a name is none that a message can show.
+        CheckpointError: If there is something else, or a name is none that a message can show.
     """
     file = 'it' if checkpoint is None else f'checkpoint {checkpoint!r}'
     tensors = content.get('state_dict', content.get('model', content))
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
-        raise ValueError(f'{file} holds a {type(tensors).__name__} instead of its state dict; allowed are tensors by '
-                         "name under 'state_dict', under 'model', or as the whole file")
+        raise CheckpointError(f'{file} holds a {type(tensors).__name__} instead of its state dict; allowed are tensors '
+                              "by name under 'state_dict', under 'model', or as the whole file")
     if len(tensors) > MAX_TENSORS:
-        raise ValueError(f'{file} holds {len(tensors)} tensors; at most {MAX_TENSORS} are allowed')
+        raise CheckpointError(f'{file} holds {len(tensors)} tensors; at most {MAX_TENSORS} are allowed')
     wrong = next((name for name in tensors if not name.isprintable() or len(name) > MAX_NAME), None)
     if wrong is not None:
-        raise ValueError(f'{file} holds a tensor by the name {wrong[:50]!r}; allowed are at most {MAX_NAME} printable '
-                         'letters')
+        raise CheckpointError(f'{file} holds a tensor by the name {wrong[:50]!r}; allowed are at most {MAX_NAME} '
+                              'printable letters')
     return tensors
 
 

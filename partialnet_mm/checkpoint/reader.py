@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from ._data_pickle import Budget, DataPickle, Refusal, check_tree
+from .errors import CheckpointError, MissingCheckpointError
 
 #: Largest directory of an archive, and largest header of a safetensors file, in bytes: 40,000 tensors.
 MAX_DIRECTORY = 4 << 20
@@ -41,8 +42,8 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
         'meta'.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, no checkpoint, or more than data, with the reason.
+        MissingCheckpointError: If there is no such file.
+        CheckpointError: If it is damaged, no checkpoint, or more than data, with the reason.
     """
     path = os.fspath(path)
     size: int | None = None
@@ -54,14 +55,14 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
             raise Refusal(f'it is a {type(content).__name__}; a dict is needed')
         _check_meta(content)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f'checkpoint {path!r} does not exist') from error
+        raise MissingCheckpointError(f'checkpoint {path!r} does not exist') from error
     except Exception as error:  # damaged files raise many types
         reason = str(error) if isinstance(error, Refusal) else (
             f'it is truncated or damaged ({type(error).__name__}: {" ".join(str(error).split())[:200]})')
         # Names in a file must not control a terminal.
         reason = ''.join(letter if letter.isprintable() else '?' for letter in reason)
-        raise ValueError(f'checkpoint {path!r} ({size if size is not None else "?"} bytes) cannot be read: '
-                         f'{reason}') from error
+        raise CheckpointError(f'checkpoint {path!r} ({size if size is not None else "?"} bytes) cannot be read: '
+                              f'{reason}') from error
     return content
 
 

@@ -13,10 +13,11 @@ import time
 import numpy as np
 import psutil
 import torch
-from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
 
 #: Shorter sides that are drawn from, pixels.
 SIZES = range(160, 400, 8)
@@ -77,21 +78,16 @@ def vary_sizes(node: object) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of a detector')
+    add_config_arguments(parser)
     parser.add_argument('--minutes', type=float, default=20., help='how long to train (default: 20)')
     parser.add_argument('--limit', type=float, default=100., metavar='MIB', help='growth per hour that is too much, '
                         'after the first quarter of the time (default: 100)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='changes to the config, as for tools/train.py')
     args = parser.parse_args()
-    if not os.path.isfile(args.config):
-        parser.error(f'config {args.config!r} does not exist')
     if args.minutes < 1:
         parser.error(f'--minutes must be at least 1, got {args.minutes}')
     os.nice(19)
     torch.set_num_threads(1)
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = load_config(parser, args, ('train', ))
     vary_sizes(cfg.train_dataloader)
     cfg.train_cfg.max_epochs = 10**6
     cfg.train_cfg.val_interval = 10**6

@@ -5,35 +5,28 @@ The merged weights are loaded into the model that the config builds with deploy=
 with those of the given one, before anything is written. The file holds weights, classes and config: no optimizer.
 """
 import argparse
-import os
-
-from mmengine.config import Config, DictAction
 
 from partialnet_mm.checkpoint import check_ending, read_checkpoint, write_checkpoint
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
 from partialnet_mm.converters.reparameterize import reparameterize
+from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
 
 TOLERANCE = 1e-5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file of the checkpoint')
+    add_config_arguments(parser)
     parser.add_argument('checkpoint', help='trained checkpoint; one of a training with EMA gives its averaged weights')
     parser.add_argument('out', help='merged checkpoint to write: FILE.safetensors, or FILE.pth')
     parser.add_argument('--force', action='store_true', help='overwrite the file if it exists')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='changes to the config')
     args = parser.parse_args()
-    if not os.path.isfile(args.config):
-        parser.error(f'config {args.config!r} does not exist')
     try:
         check_ending(args.out)
         refuse_overwrite(args.out, (args.config, args.checkpoint), args.force)
     except ValueError as error:
         parser.error(str(error))
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = load_config(parser, args)
     try:
         content = read_checkpoint(args.checkpoint)
         merged, modules, difference = reparameterize(cfg, content)

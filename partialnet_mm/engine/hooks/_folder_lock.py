@@ -11,6 +11,8 @@ import time
 import uuid
 from collections.abc import Callable
 
+from ...checkpoint.errors import ResumeError
+
 #: Name of the lock in a folder.
 LOCK = 'training.lock'
 #: Seconds between two signs of life of a holder.
@@ -131,8 +133,8 @@ class FolderLock:
             with contextlib.suppress(OSError):  # the folder may be away for a while
                 os.utime(self.path)
 
-    def _refusal(self, holder: dict) -> RuntimeError:
-        return RuntimeError(f'another training uses {os.path.dirname(self.path)!r}: {_describe(holder)}. Wait for its '
+    def _refusal(self, holder: dict) -> ResumeError:
+        return ResumeError(f'another training uses {os.path.dirname(self.path)!r}: {_describe(holder)}. Wait for its '
                             'end, or use another work directory')
 
 

@@ -18,6 +18,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, R
 from torch import nn
 
 from ...checkpoint.atomic import UNFINISHED, write_atomically
+from ...checkpoint.errors import ResumeError
 from ...checkpoint.files import (
     POINTER,
     choose_checkpoint,
@@ -167,7 +168,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
             try:
                 verify(runner._load_from)
             except ValueError as error:
-                raise ValueError(f'cannot resume from {runner._load_from!r}: {error}') from error
+                raise ResumeError(f'cannot resume from {runner._load_from!r}: {error}') from error
 
     def _verify(self, runner: Runner, path: str) -> dict:
         """Returns ``meta`` of a checkpoint that this training can resume; raises otherwise."""
@@ -207,7 +208,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
         if choice.skipped or choice.left:
             reasons = [f'- {path}: {reason}' for path, reason in choice.skipped]
             reasons += [f'- {path}: it is of another training' for path in choice.left]
-            raise RuntimeError(f'none of the checkpoints in {folder!r} can be resumed from:\n' + '\n'.join(reasons) +
+            raise ResumeError(f'none of the checkpoints in {folder!r} can be resumed from:\n' + '\n'.join(reasons) +
                                '\nTo start anew, use another work directory or leave out --resume')
         runner.logger.info(f'nothing to resume in {folder!r} ({self.filename_tmpl}): training starts anew')
         if os.path.lexists(pointer):

@@ -5,7 +5,8 @@ import atexit
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ...checkpoint import read_checkpoint, register_loader
+from ...checkpoint import CheckpointError, MissingCheckpointError, read_checkpoint, register_loader
 from ...checkpoint.pretrained import find_state_dict
 from ...models import require_patconv
 from ...preflight import check_config, errors_in, format_findings
@@ -61,6 +62,8 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     """Reads a config with the changes of the command line; the one way from a file to a config in the tools.
 
+    From here on, mmengine reads checkpoints by :func:`read_checkpoint`.
+
     Args:
         parser: Reports what is wrong.
         args: With ``config`` and ``cfg_options``.
@@ -73,6 +76,7 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, split
     """
     if not os.path.isfile(args.config):
         parser.error(f'config {args.config!r} does not exist')
+    register_loader(getattr(args, 'trust_checkpoint', False))
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     try:
@@ -119,12 +123,14 @@ def read_trusted(checkpoint: str) -> dict:
         FileNotFoundError: If it does not exist.
     """
     if '://' in checkpoint:
-        raise ValueError(f'checkpoint {checkpoint!r} is an address: download it and name the file, or allow it with '
-                         '--trust-checkpoint')
+        raise CheckpointError(f'checkpoint {checkpoint!r} is an address: download it and name the file, or allow it '
+                              'with --trust-checkpoint')
     try:
         content = read_checkpoint(checkpoint)
-    except ValueError as error:
-        raise ValueError(f'{error}\nIf you trust where it comes from: --trust-checkpoint') from error
+    except MissingCheckpointError:
+        raise
+    except CheckpointError as error:
+        raise CheckpointError(f'{error}\nIf you trust where it comes from: --trust-checkpoint') from error
     register_loader(opened={checkpoint: content})
     return content
 
@@ -149,7 +155,6 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
             to another network, and ``trust_checkpoint`` is not set; or if a
             ``conv_cfg`` of type 'PATConv' has replaced no layer.
     """
-    register_loader(trust_checkpoint)
     content = read_trusted(cfg.load_from) if cfg.get('load_from') and not trust_checkpoint else None
     if not torch.cuda.is_available():
         if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
@@ -172,6 +177,19 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
     if content is not None and not cfg.get('resume'):
         require_fit(runner.model, content, cfg.load_from, least_fit)
     return runner
+
+
+@contextmanager
+def one_sentence_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Ends the tool with status 1 and one sentence where a checkpoint cannot be used; one process of a machine prints.
+
+    All other errors keep their traceback.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        prints = os.environ.get('LOCAL_RANK', '0') == '0'
+        parser.exit(1, f'{parser.prog}: {error}\n' if prints else None)
 
 
 def leave() -> None:
@@ -207,6 +225,6 @@ def require_fit(model: nn.Module, content: dict, checkpoint: str, least: float) 
     wrong += [f'{name} is {tuple(given[name].shape)}, not {tuple(value.shape)}' for name, value in own.items()
               if name in given and given[name].shape != value.shape]
     if len(own) - len(wrong) < least * len(own):
-        raise ValueError(f'checkpoint {checkpoint!r} belongs to another network or other classes: it fits '
+        raise CheckpointError(f'checkpoint {checkpoint!r} belongs to another network or other classes: it fits '
                          f'{len(own) - len(wrong)} of {len(own)} tensors of the {type(model).__name__} of this config, '
                          f'at least {least:.0%} must fit. First that do not: {"; ".join(wrong[:5])}')
