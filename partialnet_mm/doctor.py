@@ -1,9 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Checks whether PartialNet works in this environment, and reports how to fix what does not.
 
-``python -m partialnet_mm.doctor`` prints a table of checks and exits with 0 if
-all passed and with 1 if one failed. It also runs where ``import partialnet_mm``
-fails: each check imports what it needs itself.
+``python -m partialnet_mm.doctor`` prints a table of checks and exits with 0 if all passed and with 1 if one failed. It
+also runs where ``import partialnet_mm`` fails: each check imports what it needs itself.
 """
 import importlib
 import importlib.util
@@ -29,8 +28,6 @@ REFERENCE = dict(map0=0.482926405, map1=0.514242144, map2=0.645787593, map3=2.02
                  stem=6.254256462, gate=0.221166171, position_bias=0.107995815)
 #: Largest relative difference between float32 kernels of different machines.
 TOLERANCE = 1e-3
-
-
 #: What the report shows of mmengine's description of the environment; the packages have lines of their own.
 DESCRIBED = re.compile(r'CUDA available|GPU [\d,]+|CUDA_HOME|NVCC|GCC|MSVC|TorchVision|OpenCV')
 
@@ -133,15 +130,7 @@ def check_ops() -> Iterator[Finding]:
 
 
 def run_ops(device: str) -> tuple[list[int], float]:
-    """Runs mmcv's NMS on three boxes of which two overlap, and RoIAlign on a 4 x 4 ramp.
-
-    Args:
-        device: 'cpu' or 'cuda'.
-
-    Returns:
-        The boxes that NMS keeps, [0, 2], and the mean of the ramp by RoIAlign,
-        2.5.
-    """
+    """mmcv's NMS on three boxes of which two overlap: the kept ones, [0, 2]; and the mean of a 4 x 4 ramp by RoIAlign, 2.5."""
     import torch
     from mmcv.ops import RoIAlign, nms
     boxes = torch.tensor([[0., 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]], device=device)
@@ -181,16 +170,10 @@ def check_network() -> Iterator[Finding]:
 
 
 def reference_run(device: str = 'cpu', dtype: object = None) -> dict[str, float]:
-    """Forward and backward of PartialNet-T0 with weights from a formula, without random numbers.
+    """Forward and backward of PartialNet-T0 with weights from a formula, without random numbers; ``dtype`` None is float64.
 
-    Args:
-        device: Device to compute on. Defaults to 'cpu'.
-        dtype: A floating-point ``torch.dtype``, None for float64. Defaults to
-            None.
-
-    Returns:
-        The mean absolute value of each of the four feature maps, and the norms
-        of the gradients of the stem, of a gate and of the position bias.
+    Returns the mean absolute value of each of the four feature maps, and the norms of the gradients of the stem, of a gate
+    and of the position bias.
     """
     import torch
 

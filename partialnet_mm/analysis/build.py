@@ -11,21 +11,14 @@ PROPOSALS = 1000
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Builds the model of a classifier's, detector's or segmentor's config, in training mode.
-
-    Its weights are random: ``init_cfg`` is not followed. The config is not changed. Afterwards mmengine's default scope
-    is that of the config.
-
-    Raises:
-        ValueError: If the config has no ``model`` or no ``default_scope``.
-    """
+    """The model of an OpenMMLab config in training mode, with random weights; the config's default scope is in force after."""
     for key in ('model', 'default_scope'):
         if not cfg.get(key):
             raise ValueError(f'the config has no {key}: it needs a model and the default_scope of its library '
                              "('mmpretrain', 'mmdet' or 'mmseg')")
     init_default_scope(cfg.default_scope)
     model_cfg = cfg.model.copy()
-    # The configs of mmpretrain and mmseg have it beside the model, where mmengine's runner takes it from.
+    # In configs of mmpretrain and mmseg it is beside the model, where mmengine's runner reads it.
     if cfg.get('data_preprocessor'):
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     return MODELS.build(model_cfg)
@@ -34,11 +27,7 @@ def build_model(cfg: Config) -> nn.Module:
 def forward_detector(model: nn.Module, images: Tensor) -> object:
     """Runs a detector of mmdet without its post-processing on normalized images (B, C, H, W).
 
-    The second stage gets ``PROPOSALS`` random boxes per image, the same in each call, so what it computes does not
-    depend on the weights.
-
-    Returns:
-        Tuples of tensors, as the model's heads return them.
+    The second stage gets ``PROPOSALS`` random boxes per image, the same in each call.
     """
     from mmdet.structures import DetDataSample
     height, width = images.shape[2:]

@@ -8,15 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def count_multiply_adds(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Counts the multiply-adds of one forward pass of a whole batch, in evaluation mode.
+    """Multiply-adds of one forward pass of a whole batch of ``input_shape``, e.g. (B, C, H, W), in evaluation mode.
 
-    Those of convolutions, matrix products and attention are counted; those of norms, activations and pooling are not.
-    FLOPs are twice as many where both operations count. The paper counts PartialNet's merged form (Table 1); the
-    trainable form has more.
-
-    Args:
-        module: Takes one tensor. Training modes are restored afterwards.
-        input_shape: Shape of that tensor with the batch, (B, C, H, W) for a backbone.
+    Convolutions, matrix products and attention count; norms, activations and pooling do not. Where both operations
+    count, FLOPs are twice as many. The paper counts PartialNet's merged form (Table 1); the trainable form has more.
     """
     parameter = next(module.parameters(), torch.empty(0))
     x = torch.zeros(*input_shape, dtype=parameter.dtype, device=parameter.device)
@@ -24,16 +19,10 @@ def count_multiply_adds(module: nn.Module, input_shape: Sequence[int]) -> int:
 
 
 def multiply_adds_by_layer(module: nn.Module, forward: Callable[[], object]) -> dict[str, int]:
-    """Counts the multiply-adds of each submodule in one pass in evaluation mode.
+    """Multiply-adds of each submodule, its own submodules included, while ``forward`` runs in evaluation mode.
 
-    Args:
-        module: The network. Training modes are restored afterwards.
-        forward: Runs what is counted, by calling ``module`` or some of its submodules.
-
-    Returns:
-        For each submodule's name, in the order of ``named_modules``, what is computed while it runs, its submodules
-        included. A submodule that is not called itself, such as a ``ModuleList``, has the sum of its children. The
-        name '' has all. Other names without multiply-adds are left out.
+    The names are those of ``named_modules``, '' for the sum; others without multiply-adds are left out. A submodule that
+    is not called itself, such as a ``ModuleList``, has the sum of its children.
     """
     modes = {part: part.training for part in module.modules()}
     counts: dict[str, int] = {}

@@ -1,6 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Networks by name, of this project and of other libraries, in the form that they are deployed in."""
+"""Networks by name, of this project and of other libraries, in their form for deployment."""
 import difflib
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ TOLERANCE = 1e-3
 
 
 class MergedNorms(NamedTuple):
-    """How many batch norms were merged, and how many are left."""
+    """Numbers of the batch norms that were merged, and of those that are left."""
 
     merged: int
     left: int
@@ -42,11 +43,7 @@ class Detector(nn.Module):
 
 
 def find_config(name: str) -> Path:
-    """The path of a config: 'my.py', or 'mmdet:mask_rcnn/NAME.py' for one that an OpenMMLab library ships.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The path of a config: 'my.py', or 'mmdet:mask_rcnn/NAME.py' for one that an OpenMMLab library ships."""
     library, _, path = name.rpartition(':')
     spec = importlib.util.find_spec(library) if library else None
     found = Path(spec.origin).parent / '.mim' / 'configs' / path if spec else Path(path)
@@ -61,23 +58,16 @@ def check_name(name: str) -> None:
         find_config(name)
         return
     ours = [f'partialnet_{arch}' for arch in PartialNet.arch_settings]
-    library, _, short = name.rpartition(':')
-    library = library or 'timm'
     if name in ours:
         return
+    library, _, short = name.rpartition(':')
+    library = library or 'timm'
     if library not in LIBRARIES:
         raise ValueError(f'network {name!r} is of the library {library!r}; allowed are {", ".join(LIBRARIES)}')
     if importlib.util.find_spec(library) is None:
         raise ValueError(f'network {name!r} needs {library}, which is not installed')
-    if library == 'timm':
-        import timm
-        names = timm.list_models()
-    elif library == 'torchvision':
-        import torchvision
-        names = torchvision.models.list_models()
-    else:
-        import mmpretrain
-        names = mmpretrain.list_models(task='Image Classification')
+    models = importlib.import_module('torchvision.models' if library == 'torchvision' else library)
+    names = models.list_models(**dict(task='Image Classification') if library == 'mmpretrain' else {})
     if short not in names:
         near = difflib.get_close_matches(short, names + ours, n=3)
         hint = f'; near it are {near}' if near else ''
@@ -87,19 +77,10 @@ def check_name(name: str) -> None:
 
 
 def build_network(name: str) -> nn.Module:
-    """Builds a network with random weights, in evaluation mode, its norms as in training.
+    """A network of a name that :func:`check_name` allows, with random weights, in evaluation mode, its norms as in training.
 
-    Args:
-        name: 'partialnet_s' for a variant of this project, as in its pretraining config; a name of timm, such as
-            'fasternet_s'; 'torchvision:NAME'; 'mmpretrain:NAME'; a config of a classifier, segmentor or detector, see
-            :func:`find_config`.
-
-    Returns:
-        A function of images (B, 3, H, W). Classifiers return logits, of 1000 classes where no config has another
-        number.
-
-    Raises:
-        ValueError: If there is no such network.
+    It is a function of images (B, 3, H, W). 'partialnet_s' is the variant as in its pretraining config, 'fasternet_s' a
+    name of timm, 'my.py' a config of a classifier, segmentor or detector. Classifiers have 1000 classes by default.
     """
     check_name(name)
     library, _, short = name.rpartition(':')
@@ -129,18 +110,11 @@ def build_config(cfg: Config) -> nn.Module:
 
 
 def merge_network(model: nn.Module, shape: Sequence[int]) -> MergedNorms:
-    """Merges all batch norms of a network that can be merged, as for deployment, in place.
+    """Merges all batch norms of a network on the CPU that can be merged, as for deployment, in place.
 
     The network's own method comes first (PartialNet, RepVGG, LeViT, ...), then each norm after a convolution or linear
-    layer is folded. The norms get random weights and statistics before, so that a wrong merge shows in the output.
-
-    Args:
-        model: On the CPU, in evaluation mode. It returns one tensor or several.
-        shape: (H, W) of the images whose outputs are compared.
-
-    Raises:
-        RuntimeError: If the merged network computes something else. A network that does not accept the shape raises
-            errors of its own.
+    layer is folded. The norms get random weights and statistics before, so that a wrong merge changes the output for images
+    of ``shape`` (H, W), which raises a RuntimeError.
     """
     images = torch.randn(2, 3, *shape)
     before = _count_norms(model)
