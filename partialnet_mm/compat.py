@@ -50,7 +50,7 @@ def find_owners() -> dict[str, dict[str, str]]:
 
 
 def find_problems() -> list[str]:
-    """One sentence per problem of this environment: the package, the version found, those allowed, the command that fixes it."""
+    """What keeps PartialNet from working here, one sentence each: package, version, what is allowed, how to fix it."""
     owners = find_owners()
     problems = []
     onedl = sorted(d for found in owners.values() for d in found if d.startswith('onedl-'))

@@ -130,7 +130,7 @@ def check_ops() -> Iterator[Finding]:
 
 
 def run_ops(device: str) -> tuple[list[int], float]:
-    """mmcv's NMS on three boxes of which two overlap: the kept ones, [0, 2]; and the mean of a 4 x 4 ramp by RoIAlign, 2.5."""
+    """The boxes of three that mmcv's NMS keeps, [0, 2], and the mean of a 4 x 4 ramp by RoIAlign, 2.5."""
     import torch
     from mmcv.ops import RoIAlign, nms
     boxes = torch.tensor([[0., 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]], device=device)
@@ -170,10 +170,10 @@ def check_network() -> Iterator[Finding]:
 
 
 def reference_run(device: str = 'cpu', dtype: object = None) -> dict[str, float]:
-    """Forward and backward of PartialNet-T0 with weights from a formula, without random numbers; ``dtype`` None is float64.
+    """Forward and backward of PartialNet-T0 with weights from a formula; ``dtype`` None is float64.
 
-    Returns the mean absolute value of each of the four feature maps, and the norms of the gradients of the stem, of a gate
-    and of the position bias.
+    Returns the mean absolute value of each of the four feature maps, and the norms of the gradients of the stem, of a
+    gate and of the position bias.
     """
     import torch
 

@@ -45,32 +45,33 @@ def swap_backbone(cfg: Config, arch: str | dict = 's', checkpoint: str | None = 
                   backbone: dict | None = None) -> Config:
     """Replaces a config's backbone by PartialNet.
 
-    The neck or the heads that read the backbone get PartialNet's channels. PartialNet returns exactly the stages that have
-    the strides of the feature maps that were read. Images are normalized as in PartialNet's pretraining, pretrained weights
-    of the old backbone and of the whole model are removed, and ``partialnet_mm`` is added to ``custom_imports``. Batch
-    norms are synchronized if the model has synchronized ones, and stay in evaluation mode if the old ones did and there is
-    a checkpoint. The other options of the old backbone are removed.
+    The neck or the heads that read the backbone get PartialNet's channels. PartialNet returns exactly the stages that
+    have the strides of the feature maps that were read. Images are normalized as in PartialNet's pretraining,
+    pretrained weights of the old backbone and of the whole model are removed, and ``partialnet_mm`` is added to
+    ``custom_imports``. Batch norms are synchronized if the model has synchronized ones, and stay in evaluation mode if
+    the old ones did and there is a checkpoint. The other options of the old backbone are removed.
 
-    The old feature maps are measured: the old backbone is built once, with random weights, and run on a small image. What
-    cannot be set is logged as a warning: a learning rate for another optimizer, settings for parameters that no longer
-    exist, strides that change for a segmentor.
+    The old feature maps are measured: the old backbone is built once, with random weights, and run on a small image.
+    What cannot be set is logged as a warning: a learning rate for another optimizer, settings for parameters that no
+    longer exist, strides that change for a segmentor.
 
     Args:
         cfg: Config of a detector, segmentor or classifier of mmdet, mmseg or mmpretrain. It is not changed.
         arch: PartialNet's ``arch``. Defaults to 's'.
-        checkpoint: Checkpoint of the pretraining, a classifier of configs/pretrain, or None for random weights. Defaults
-            to None.
-        backbone: Other arguments of :class:`PartialNet`, e.g. ``dict(drop_path_rate=0.15)``; they override what is chosen
-            here. Defaults to None.
+        checkpoint: Checkpoint of the pretraining, a classifier of configs/pretrain, or None for random weights.
+            Defaults to None.
+        backbone: Other arguments of :class:`PartialNet`, e.g. ``dict(drop_path_rate=0.15)``; they override what is
+            chosen here. Defaults to None.
 
     Returns:
         A new config. ``Config.dump`` writes it to a file for tools/train.py.
 
     Raises:
         TypeError: If ``cfg`` is not a Config, or ``backbone`` has an argument that PartialNet does not have.
-        ValueError: If the model has no backbone or one that cannot be built here, or reads its feature maps in a way that
-            PartialNet cannot serve: R-CNN heads on a single feature map (C4, DC5), strides other than 4, 8, 16, 32,
-            several feature maps of one stride in a detector, SSD's neck and others that pass the backbone's feature maps on.
+        ValueError: If the model has no backbone or one that cannot be built here, or reads its feature maps in a way
+            that PartialNet cannot serve: R-CNN heads on a single feature map (C4, DC5), strides other than 4, 8, 16,
+            32, several feature maps of one stride in a detector, SSD's neck and others that pass the backbone's feature
+            maps on.
 
     Example:
         >>> from mmengine.config import Config
@@ -132,7 +133,7 @@ class MeasuredBackbone(NamedTuple):
 
 
 def measure_backbone(cfg: dict, scope: str = 'mmengine', in_channels: int = 3) -> MeasuredBackbone:
-    """Builds a backbone of any library with random weights on the CPU and runs it once; raises a ValueError if it cannot.
+    """Builds a backbone of any library with random weights on the CPU and runs it once, or raises a ValueError.
 
     The state of the random number generator is restored.
     """
@@ -169,7 +170,7 @@ class _Reader(NamedTuple):
     key: str = 'in_channels'
 
     def write(self, channels: Sequence[int], stages: dict[int, int]) -> None:
-        """Sets its channels and indices, from the channels of PartialNet's stages and the stage for each old feature map."""
+        """Sets its channels and indices: ``stages`` holds PartialNet's stage for each old feature map that is read."""
         def like(key: str, values: list[int]) -> int | list[int]:
             return values if isinstance(self.settings[key], (list, tuple)) else values[0]
 
@@ -296,9 +297,9 @@ def _choose_stages(kind: str, maps: list[FeatureMap], read: list[int], classifie
                    segments: bool) -> dict[int, int]:
     """PartialNet's stage, from 0, for each old feature map that is read, by its index.
 
-    It is the stage of the same stride. The heads of segmentors do not depend on strides: their last feature map, and those
-    of the same stride before it, which dilated backbones and plain transformers have, get the last stages. A classifier's
-    only feature map is the last stage.
+    It is the stage of the same stride. The heads of segmentors do not depend on strides: their last feature map, and
+    those of the same stride before it, which dilated backbones and plain transformers have, get the last stages. A
+    classifier's only feature map is the last stage.
     """
     strides = [old.stride for old in maps]
     given = (f'model.backbone of type {kind} returns feature maps of strides {strides}, of which '

@@ -43,8 +43,8 @@ def config_path(name: str) -> str:
         _base_ = __import__('partialnet_mm').config_path('mask_rcnn/partialnet_s_1x.py')
 
     Args:
-        name: A model's name (one of :func:`list_configs`), a path below ``configs`` ('mask_rcnn/partialnet_s_1x.py', with
-            or without '.py'), or a file's name alone if only one folder has it.
+        name: A model's name (one of :func:`list_configs`), a path below ``configs`` ('mask_rcnn/partialnet_s_1x.py',
+            with or without '.py'), or a file's name alone if only one folder has it.
 
     Raises:
         ValueError: If there is no such config, or several.
@@ -99,7 +99,7 @@ def register_with_mmpretrain() -> bool:
 
 @CheckpointLoader.register_scheme(prefixes=UNPUBLISHED, force=True)
 def load_from_unpublished(filename: str, map_location: Any = None) -> None:
-    """Raises a FileNotFoundError where a library loads 'unpublished://NAME', so that no model predicts without weights."""
+    """Raises an error where a library loads weights that are not published, so that none predicts without them."""
     name = filename[len(UNPUBLISHED):]
     raise FileNotFoundError(
         f'no weights of {name!r} have been published, neither by the authors of the paper nor here. Train them with '

@@ -11,7 +11,7 @@ PROPOSALS = 1000
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """The model of an OpenMMLab config in training mode, with random weights; the config's default scope is in force after."""
+    """The model of an OpenMMLab config in training mode, with random weights; sets mmengine's default scope."""
     for key in ('model', 'default_scope'):
         if not cfg.get(key):
             raise ValueError(f'the config has no {key}: it needs a model and the default_scope of its library '

@@ -21,8 +21,8 @@ def count_multiply_adds(module: nn.Module, input_shape: Sequence[int]) -> int:
 def multiply_adds_by_layer(module: nn.Module, forward: Callable[[], object]) -> dict[str, int]:
     """Multiply-adds of each submodule, its own submodules included, while ``forward`` runs in evaluation mode.
 
-    The names are those of ``named_modules``, '' for the sum; others without multiply-adds are left out. A submodule that
-    is not called itself, such as a ``ModuleList``, has the sum of its children.
+    The names are those of ``named_modules``, '' for the sum; others without multiply-adds are left out. A submodule
+    that is not called itself, such as a ``ModuleList``, has the sum of its children.
     """
     modes = {part: part.training for part in module.modules()}
     counts: dict[str, int] = {}

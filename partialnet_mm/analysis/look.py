@@ -1,8 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Looking into networks: layers that end stages, Grad-CAM, receptive fields, both halves of partial attention.
 
-In all functions ``model`` is in evaluation mode, ``inputs`` are normalized images (B, C, H, W), and a layer is named
-as in ``named_modules``. Functions that look at one layer need one that returns one feature map (B, C', H', W').
+In all functions ``model`` is in evaluation mode, ``inputs`` are normalized images (B, C, H, W), and a layer is named as
+in ``named_modules``. Functions that look at one layer need one that returns one feature map (B, C', H', W').
 """
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +39,7 @@ class MapLayer(NamedTuple):
 
 
 class SplitMaps(NamedTuple):
-    """Feature maps (channels, H, W) of one image; where all channels are attended, after their convolution (Table 3, "F")."""
+    """Feature maps (channels, H, W) of one image; attended ones come after the convolution in Table 3's form "F"."""
 
     convolved_in: Tensor
     convolved_out: Tensor
@@ -63,7 +63,7 @@ def _hooked(layers: Iterable[tuple[str, nn.Module]], record: Callable[[str, tupl
 
 
 def map_layers(model: nn.Module, inputs: Tensor) -> dict[str, MapLayer | None]:
-    """The layers that ran, by name, in the order in which they end; None where it is not one feature map, once per pass."""
+    """The layers that ran, in the order in which they end; None unless one feature map of several pixels per pass."""
     found: dict[str, MapLayer | None] = {}
 
     def record(name: str, args: tuple, output: object) -> None:
@@ -78,8 +78,8 @@ def map_layers(model: nn.Module, inputs: Tensor) -> dict[str, MapLayer | None]:
 def stage_layers(model: nn.Module, inputs: Tensor) -> list[MapLayer]:
     """The layer that ends each stage of ``model.backbone``: the last one with feature maps of a size, last stage last.
 
-    A layer inside a block that changes the size belongs to that block, and so to no stage. In PartialNet the last blocks
-    end the stages; a stem that does not end at the size of the first stage has an entry of its own.
+    A layer inside a block that changes the size belongs to that block, and so to no stage. In PartialNet the last
+    blocks end the stages; a stem that does not end at the size of the first stage has an entry of its own.
     """
     found = map_layers(model, inputs)
     stages: dict[tuple, MapLayer] = {}

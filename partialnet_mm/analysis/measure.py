@@ -70,8 +70,8 @@ def synchronize() -> None:
 def peak_memory(function: Callable[[], object]) -> int:
     """The most memory in bytes that a function needs beyond what was in use before.
 
-    On a GPU that is what PyTorch allocates. On the CPU (Linux only) it is resident memory, which grows only where no freed
-    memory can be used again: measure one function per process, in a process that has done nothing before.
+    On a GPU that is what PyTorch allocates. On the CPU (Linux only) it is resident memory, which grows only where no
+    freed memory can be used again: measure one function per process, in a process that has done nothing before.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -24,7 +24,7 @@ class FoldedNorms(NamedTuple):
 
 
 def draw_norms(model: nn.Module, forward: Callable[[], object]) -> None:
-    """Gives batch norms random weights and the statistics of their inputs in one run by ``forward``, of at least two images.
+    """Gives batch norms random weights and the statistics of their inputs, by one run of at least two images.
 
     A network that has just been built has norms that are almost the identity, so a wrong folding would not show.
     """
@@ -47,8 +47,9 @@ def draw_norms(model: nn.Module, forward: Callable[[], object]) -> None:
 def fold_batch_norms(model: nn.Module, forward: Callable[[], object]) -> FoldedNorms:
     """Folds each batch norm that follows a convolution or linear layer into it, in place, in evaluation mode.
 
-    One observed run by ``forward`` shows which norm follows which layer, so the model may hold any Python code. A norm is
-    folded where it alone uses the unchanged output of such a layer. The activation inside timm's ``BatchNormAct2d`` stays.
+    One observed run by ``forward`` shows which norm follows which layer, so the model may hold any Python code. A norm
+    is folded where it alone uses the unchanged output of such a layer. The activation inside timm's ``BatchNormAct2d``
+    stays.
     """
     modules = dict(model.named_modules())
     norms = {name: module for name, module in modules.items() if isinstance(module, _BatchNorm)}

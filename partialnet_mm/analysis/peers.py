@@ -77,10 +77,10 @@ def check_name(name: str) -> None:
 
 
 def build_network(name: str) -> nn.Module:
-    """A network of a name that :func:`check_name` allows, with random weights, in evaluation mode, its norms as in training.
+    """A function of images (B, 3, H, W) by name, with random weights, in evaluation mode, its norms as in training.
 
-    It is a function of images (B, 3, H, W). 'partialnet_s' is the variant as in its pretraining config, 'fasternet_s' a
-    name of timm, 'my.py' a config of a classifier, segmentor or detector. Classifiers have 1000 classes by default.
+    'partialnet_s' is the variant as in its pretraining config, 'fasternet_s' a name of timm, 'my.py' a config of a
+    classifier, segmentor or detector. Classifiers have 1000 classes by default.
     """
     check_name(name)
     library, _, short = name.rpartition(':')
@@ -113,8 +113,8 @@ def merge_network(model: nn.Module, shape: Sequence[int]) -> MergedNorms:
     """Merges all batch norms of a network on the CPU that can be merged, as for deployment, in place.
 
     The network's own method comes first (PartialNet, RepVGG, LeViT, ...), then each norm after a convolution or linear
-    layer is folded. The norms get random weights and statistics before, so that a wrong merge changes the output for images
-    of ``shape`` (H, W), which raises a RuntimeError.
+    layer is folded. The norms get random weights and statistics before, so that a wrong merge changes the output for
+    images of ``shape`` (H, W), which raises a RuntimeError.
     """
     images = torch.randn(2, 3, *shape)
     before = _count_norms(model)

@@ -85,7 +85,7 @@ def seen_box(classifier: 'ImageClassificationInferencer', height: int, width: in
 
 
 def find_class(classes: Sequence[str] | None, count: int, given: str) -> int:
-    """The index of a class given by its name or index; ``classes`` are the names of ``count`` classes, None if unknown."""
+    """The index of a class by its name or index; ``classes`` are the names of ``count`` classes, None if unknown."""
     names: list[str] = list(classes or ())
     if given in names:
         return names.index(given)

@@ -15,21 +15,15 @@ _MAX_COVERED = 0.1
 _MIN_CONTRAST = 120
 
 
-def write_shapes_dataset(root: str | Path,
-                         images: dict[str, int],
-                         size: int = 256,
-                         seed: int = 0) -> dict[str, int]:
+def write_shapes_dataset(root: str | Path, images: dict[str, int], size: int = 256, seed: int = 0) -> dict[str, int]:
     """Draws images of shapes on textured backgrounds, with COCO annotations.
 
-    Each image shows one to four discs (ellipses), boxes and triangles of random
-    size, angle and texture that partly cover each other. The same arguments
-    give the same files.
+    Each image shows one to four discs (ellipses), boxes and triangles of random size, angle and texture that partly
+    cover each other. The same arguments give the same files.
 
     Args:
-        root: Output folder: images go to ``root/<split>/``, annotations to
-            ``root/annotations/instances_<split>.json``.
-        images: Number of images of each split, e.g.
-            ``dict(train=240, val=48)``.
+        root: Output folder: images go to ``root/<split>/``, annotations to ``root/annotations/instances_<split>.json``.
+        images: Number of images of each split, e.g. ``dict(train=240, val=48)``.
         size: Height and width in pixels. Defaults to 256.
         seed: Seed of the random numbers. Defaults to 0.
 

@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Checks of data: what would stop a training after an hour, or make it learn from wrong data, is found in a minute."""
+"""Checks of data before a training starts."""
 from .coco import check_coco
 from .config import check_config, image_folders, leaf_datasets, stop_on_errors
 from .findings import Finding, errors_in, format_findings

@@ -28,12 +28,10 @@ def check_coco(ann_file: str,
     Args:
         ann_file: The annotation file.
         image_folder: Folder that the images' file names are relative to.
-        classes: Classes that the training uses, None for all of the file.
-            Defaults to None.
+        classes: Classes that the training uses, None for all of the file. Defaults to None.
         masks: Whether the training needs masks. Defaults to True.
-        images: Number of images to decode, evenly spread over the file, None
-            for all. Whether the file exists is checked for every image.
-            Defaults to 200.
+        images: Number of images to decode, evenly spread over the file, None for all. Whether the file exists is
+            checked for every image. Defaults to 200.
 
     Returns:
         Errors and notes.

@@ -16,16 +16,13 @@ def check_config(cfg: Config,
                  splits: Sequence[str] = ('train', 'val', 'test')) -> list[Finding]:
     """Checks the data of a config, without building anything.
 
-    It knows COCO format (``CocoDataset``) and folders of classes (``ImageNet``
-    and ``CustomDataset`` of mmpretrain), also inside wrappers such as
-    RepeatDataset and ConcatDataset. Other data sets give a note.
+    It knows COCO format (``CocoDataset``) and folders of classes (``ImageNet`` and ``CustomDataset`` of mmpretrain),
+    also inside wrappers such as RepeatDataset and ConcatDataset. Other data sets give a note.
 
     Args:
         cfg: Any OpenMMLab config.
-        images: Number of images to decode of each data set, None for all.
-            Defaults to 200.
-        splits: Splits whose data to check. Defaults to ('train', 'val',
-            'test').
+        images: Number of images to decode of each data set, None for all. Defaults to 200.
+        splits: Splits whose data to check. Defaults to ('train', 'val', 'test').
 
     Returns:
         Errors and notes; data that two loaders share is checked once.
@@ -45,11 +42,7 @@ def check_config(cfg: Config,
 
 
 def stop_on_errors(findings: Sequence[Finding]) -> None:
-    """Raises if a training must not start.
-
-    Raises:
-        ValueError: With the report.
-    """
+    """Raises a ValueError with the report if a training must not start."""
     errors = errors_in(findings)
     if errors:
         raise ValueError(f'{len(errors)} errors in the data; no training was started\n{format_findings(findings)}')
@@ -125,7 +118,7 @@ def _heads(node: Any, name: str) -> Iterator[Any]:
 
 
 def _check_evaluator(cfg: Config, split: str) -> Iterator[Finding]:
-    """The metric must use the annotations of the images that it evaluates."""
+    """A metric must use the annotations of the images that it evaluates."""
     evaluator = cfg.get(f'{split}_evaluator')
     loader = cfg.get(f'{split}_dataloader')
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:

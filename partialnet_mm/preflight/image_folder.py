@@ -9,14 +9,12 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.webp')
 
 
 def check_image_folder(folder: str, num_classes: int | None = None, images: int | None = 200) -> list[Finding]:
-    """Checks a folder of class folders, as ImageNet's.
+    """Checks a folder of class folders, such as ImageNet's.
 
     Args:
         folder: Folder with one folder per class.
-        num_classes: Number of classes of the model, None if unknown. Defaults
-            to None.
-        images: Number of images to decode, evenly spread over the folder, None
-            for all. Defaults to 200.
+        num_classes: Number of classes of the model, None if unknown. Defaults to None.
+        images: Number of images to decode, evenly spread over the folder, None for all. Defaults to 200.
 
     Returns:
         Errors and notes.

@@ -18,8 +18,8 @@ def check_image(path: str, size: tuple[int, int] | None = None) -> list[Finding]
 
     Args:
         path: The image file.
-        size: Width and height in the annotations, after the rotation by EXIF
-            that OpenCV does, None to compare nothing. Defaults to None.
+        size: Width and height in the annotations, after the rotation by EXIF that OpenCV does, None to compare nothing.
+            Defaults to None.
 
     Returns:
         One error, or nothing.

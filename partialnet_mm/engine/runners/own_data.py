@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The own-data config: three settings at its top level, written wherever mmdet reads them."""
+"""The own-data config: three settings at its top level, written to the positions where mmdet reads them."""
 import contextlib
 import copy
 import functools
@@ -28,35 +28,28 @@ def apply_own_data_settings(cfg: Config, splits: Sequence[str] = SPLITS) -> Conf
 
     An own-data config has ``own_data = True`` and, at its top level:
 
-    - ``data_root``: Folder of the data. Every data set gets it, and every
-      metric its annotation file below it.
-    - ``classes``: Names of the classes to train, or None for all categories of
-      the annotations. Every data set gets the names, every head their number.
-      mmdet numbers classes in the order of the annotation file, so the names
-      are put into that order.
-    - ``checkpoint``: A checkpoint of the pretraining, or None for random
-      weights. The backbone gets it.
+    - ``data_root``: Folder of the data. Every data set gets it, and every metric its annotation file below it.
+    - ``classes``: Names of the classes to train, or None for all categories of the annotations. Every data set gets the
+      names, every head their number. mmdet numbers classes in the order of the annotation file, so the names are put
+      into that order.
+    - ``checkpoint``: A checkpoint of the pretraining, or None for random weights. The backbone gets it.
 
-    The function is idempotent. It reads no file for a data set that has the
-    settings already, so the config that a training saves loads on a machine
-    without the data.
+    The function is idempotent. It reads no file for a data set that has the settings already, so the config that a
+    training saves loads on a machine without the data.
 
     Args:
         cfg: Any config, with the changes of the command line.
-        splits: Splits whose data will be read: their files must exist and have
-            the classes. The others get the settings unchecked; with no split
-            and neither classes nor annotations, the number of classes stays as
-            the config has it. Defaults to ('train', 'val', 'test').
+        splits: Splits whose data will be read: their files must exist and have the classes. The others get the settings
+            unchecked; with no split and neither classes nor annotations, the number of classes stays as the config has
+            it. Defaults to ('train', 'val', 'test').
 
     Returns:
         A changed copy of an own-data config, or ``cfg`` itself.
 
     Raises:
-        ValueError: If ``data_root`` or ``classes`` are no names, a class is
-            missing in the annotations, annotation files have the classes in
-            different orders, or a file is not in COCO format.
-        FileNotFoundError: If the data root, an annotation file or a folder of
-            images does not exist.
+        ValueError: If ``data_root`` or ``classes`` are no names, a class is missing in the annotations, annotation
+            files have the classes in different orders, or a file is not in COCO format.
+        FileNotFoundError: If the data root, an annotation file or a folder of images does not exist.
     """
     if not is_own_data_config(cfg):
         return cfg
@@ -94,10 +87,8 @@ def apply_own_data_settings(cfg: Config, splits: Sequence[str] = SPLITS) -> Conf
 class CocoFormatRunner(Runner):
     """mmengine's runner, for own-data configs that the scripts of another library start.
 
-    The tools of this project apply the settings when they load a config and
-    need no runner of their own. Where a config says
-    ``runner_type='CocoFormatRunner'``, any script that builds its runner from
-    the registry does the same.
+    The tools of this project apply the settings when they load a config and need no runner of their own. With
+    ``runner_type='CocoFormatRunner'`` in the config, any script that builds its runner from the registry does the same.
     """
 
     @classmethod
