@@ -74,7 +74,7 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, split
 
 
 def load_runner_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str]) -> Config:
-    """Reads a config by :func:`load_config` and sets launcher and work folder; a launcher must have the GPUs it needs."""
+    """Reads a config by :func:`load_config` and sets launcher and work folder; slurm and mpi need GPUs."""
     if args.launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
         parser.error(f'--launcher {args.launcher} needs GPUs, and torch sees none; without them, dist_train.sh and '
                      'dist_test.sh start processes on the CPU')
