@@ -89,7 +89,8 @@ def check_imports() -> Iterator[Finding]:
                           f"pip install --force-reinstall --no-deps '{distribution}=={version}'" if version
                           else f"pip install '{distribution}{requirement.range}'")
             continue
-        yield Finding(OK, f'import {requirement.module}', _folder(requirement.module))
+        spec = importlib.util.find_spec(requirement.module)
+        yield Finding(OK, f'import {requirement.module}', os.path.dirname(spec.origin or ''))
 
 
 def check_gpu() -> Iterator[Finding]:
@@ -97,7 +98,7 @@ def check_gpu() -> Iterator[Finding]:
     import torch
     if torch.cuda.is_available():
         value = torch.ones(8, device='cuda').sum().item()
-        yield Finding(OK if value == 8 else FAILED, 'GPU', f'CUDA {torch.version.cuda}; a sum of 8 ones is {value:g}')
+        yield _result(value == 8, 'GPU', f'CUDA {torch.version.cuda}; a sum of 8 ones is {value:g}', '')
     elif os.path.exists('/proc/driver/nvidia/version') or shutil.which('nvidia-smi'):
         yield Finding(FAILED, 'GPU', f'the machine has an NVIDIA driver, but torch {torch.__version__} finds no GPU',
                       'nvidia-smi must list it, CUDA_VISIBLE_DEVICES must not hide it, and torch must be a CUDA build: '
@@ -123,10 +124,9 @@ def check_ops() -> Iterator[Finding]:
                           f'built for another torch, or without {device}: remove mmcv and '
                           'run tools/env/setup_env.sh, which compiles it for the installed torch')
             continue
-        right = kept == [0, 2] and abs(pooled - 2.5) < 1e-5
-        yield Finding(OK if right else FAILED, f'mmcv ops on {device}',
+        yield _result(kept == [0, 2] and abs(pooled - 2.5) < 1e-5, f'mmcv ops on {device}',
                       f'NMS keeps {kept} (right: [0, 2]), RoIAlign gives {pooled:g} (right: 2.5)',
-                      '' if right else 'tools/env/setup_env.sh, after removing mmcv')
+                      'tools/env/setup_env.sh, after removing mmcv')
 
 
 def run_ops(device: str) -> tuple[list[int], float]:
@@ -149,10 +149,9 @@ def check_registries() -> Iterator[Finding]:
             continue
         registry = importlib.import_module(f'{scope}.registry').MODELS
         found = registry.get('PartialNet')
-        right = found is models.PartialNet
-        yield Finding(OK if right else FAILED, f'registry {scope}',
+        yield _result(found is models.PartialNet, f'registry {scope}',
                       f"'PartialNet' is {getattr(found, '__module__', found)}",
-                      '' if right else 'pip install -e . in the folder of this project, and add custom_imports = '
+                      'pip install -e . in the folder of this project, and add custom_imports = '
                       "dict(imports=['partialnet_mm'], allow_failed_imports=False) to the config")
 
 
@@ -161,12 +160,11 @@ def check_network() -> Iterator[Finding]:
     import torch
     for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
         got = reference_run(device, torch.float32)
-        worst = max(abs(got[name] - value) / abs(value) for name, value in REFERENCE.items())
-        right = math.isfinite(worst) and worst < TOLERANCE
-        yield Finding(OK if right else FAILED, f'PartialNet-T0 on {device}',
+        # Unlike Python's, torch's maximum is NaN where any value is.
+        worst = torch.tensor([abs(got[name] - value) / abs(value) for name, value in REFERENCE.items()]).max().item()
+        yield _result(worst < TOLERANCE, f'PartialNet-T0 on {device}',
                       f'outputs and gradients differ by {worst:.1e} from the stored ones (allowed {TOLERANCE:g})',
-                      '' if right else 'pip install --force-reinstall torch at the tested version, or report a bug '
-                      'with this table')
+                      'pip install --force-reinstall torch at the tested version, or report a bug with this table')
 
 
 def reference_run(device: str = 'cpu', dtype: object = None) -> dict[str, float]:
@@ -256,12 +254,12 @@ def _tested_versions() -> dict[str, list[str]]:
     return tested
 
 
+def _result(right: bool, check: str, found: str, fix: str) -> Finding:
+    return Finding(OK, check, found) if right else Finding(FAILED, check, found, fix)
+
+
 def _describe(error: BaseException) -> str:
     return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
-
-
-def _folder(module: str) -> str:
-    return os.path.dirname(importlib.util.find_spec(module).origin or '')
 
 
 if __name__ == '__main__':

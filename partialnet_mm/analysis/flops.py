@@ -24,7 +24,7 @@ def multiply_adds_by_layer(module: nn.Module, forward: Callable[[], object]) -> 
     The names are those of ``named_modules``, '' for the sum; others without multiply-adds are left out. A submodule
     that is not called itself, such as a ``ModuleList``, has the sum of its children.
     """
-    modes = {part: part.training for part in module.modules()}
+    modes = {child: child.training for child in module.modules()}
     counts: dict[str, int] = {}
     starts: list[int] = []  # what was counted when each of the running submodules began
     handles = []
@@ -35,23 +35,23 @@ def multiply_adds_by_layer(module: nn.Module, forward: Callable[[], object]) -> 
             def leave(name: str) -> None:
                 counts[name] = counts.get(name, 0) + counter.get_total_flops() - starts.pop()
 
-            # FlopCounterMode attributes to modules, too, but in torch 2.1 it changes what modules return for that.
-            for name, part in module.named_modules():
-                handles.append(part.register_forward_pre_hook(lambda *_: starts.append(counter.get_total_flops())))
-                handles.append(part.register_forward_hook(lambda *_, name=name: leave(name)))
+            # FlopCounterMode counts by module, too, but in torch 2.1 it changes the outputs of modules for that.
+            for name, child in module.named_modules():
+                handles.append(child.register_forward_pre_hook(lambda *_: starts.append(counter.get_total_flops())))
+                handles.append(child.register_forward_hook(lambda *_, name=name: leave(name)))
             forward()
     finally:
         for handle in handles:
             handle.remove()
-        for part, mode in modes.items():
-            part.training = mode
+        for child, mode in modes.items():
+            child.training = mode
 
-    def total(part: nn.Module, name: str) -> int:
+    def total(parent: nn.Module, name: str) -> int:
         if name in counts:
             return counts[name]
-        return sum(total(child, f'{name}.{key}'.lstrip('.')) for key, child in part.named_children())
+        return sum(total(child, f'{name}.{key}'.lstrip('.')) for key, child in parent.named_children())
 
-    totals = {name: total(part, name) // 2 for name, part in module.named_modules()}
+    totals = {name: total(child, name) // 2 for name, child in module.named_modules()}
     totals[''] = counter.get_total_flops() // 2
     return {name: count for name, count in totals.items() if count or not name}
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten
 
 from ..models import PartialNet, merge_model
 from ..zoo import config_path
-from .build import build_model, forward_detector
+from .build import Detector, build_model
 from .norm_folding import draw_norms, fold_batch_norms
 
 #: Libraries of classifiers: the prefix of a name.
@@ -29,17 +29,6 @@ class MergedNorms(NamedTuple):
 
     merged: int
     left: int
-
-
-class Detector(nn.Module):
-    """A detector of mmdet as a function of images: :func:`forward_detector`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> object:
-        return forward_detector(self.model, images)
 
 
 def find_config(name: str) -> Path:

@@ -59,13 +59,6 @@ def to_onnx(network: nn.Module, input_shape: Sequence[int], output_names: Sequen
         return onnx.load(path)
 
 
-def add_metadata(model: 'onnx.ModelProto', metadata: dict[str, str]) -> None:
-    """Replaces the metadata of an ONNX model by texts, by their names."""
-    del model.metadata_props[:]
-    for name, text in metadata.items():
-        model.metadata_props.add(key=name, value=text)
-
-
 def differences(model: 'onnx.ModelProto', network: nn.Module, shapes: Sequence[Sequence[int]]) -> list[float]:
     """Relative differences between an ONNX model, in onnxruntime on the CPU, and its network.
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from .coco import check_coco
 from .findings import Finding, errors_in, format_findings
@@ -59,6 +59,14 @@ def leaf_datasets(dataset: dict) -> Iterator[dict]:
         yield dataset
 
 
+def dicts_with(node: object, key: str) -> Iterator[ConfigDict]:
+    """All dicts in a tree of dicts and lists that have a key."""
+    if isinstance(node, dict) and key in node:
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        yield from dicts_with(child, key)
+
+
 def image_folders(dataset: dict) -> list[str]:
     """Folders that a data set reads images or annotations from, by its config."""
     folders = []
@@ -101,20 +109,12 @@ def _classes_of(dataset: Any) -> list[str] | None:
 
 def _check_num_classes(cfg: Config, ann_file: str, classes: Sequence[str] | None) -> Iterator[Finding]:
     for name in ('bbox_head', 'mask_head'):
-        for head in _heads(cfg.get('model'), name):
-            count = head.get('num_classes')
-            if classes is not None and count is not None and count != len(classes):
-                yield Finding('number of classes', ann_file, f'model {name}',
-                              f'num_classes is {count}, but the data set has {len(classes)} classes: {list(classes)}')
-
-
-def _heads(node: Any, name: str) -> Iterator[Any]:
-    if isinstance(node, dict):
-        for key, child in node.items():
-            if key == name:
-                yield from child if isinstance(child, (list, tuple)) else [child]
-            else:
-                yield from _heads(child, name)
+        for owner in dicts_with(cfg.get('model'), name):
+            for head in owner[name] if isinstance(owner[name], (list, tuple)) else [owner[name]]:
+                count = head.get('num_classes')
+                if classes is not None and count is not None and count != len(classes):
+                    yield Finding('number of classes', ann_file, f'model {name}', f'num_classes is {count}, but the '
+                                  f'data set has {len(classes)} classes: {list(classes)}')
 
 
 def _check_evaluator(cfg: Config, split: str) -> Iterator[Finding]:

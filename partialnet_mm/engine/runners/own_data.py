@@ -6,14 +6,14 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ...preflight import leaf_datasets
+from ...preflight import dicts_with, leaf_datasets
 
 SPLITS = ('train', 'val', 'test')
 
@@ -76,7 +76,7 @@ def apply_own_data_settings(cfg: Config, splits: Sequence[str] = SPLITS) -> Conf
                 metric.ann_file = os.path.join(root, found[0].ann_file)
     if classes:
         cfg.classes = classes
-        for head in _dicts_with(cfg.model, 'num_classes'):
+        for head in dicts_with(cfg.model, 'num_classes'):
             head.num_classes = len(classes)
     if cfg.get('checkpoint'):
         cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=cfg.checkpoint, prefix='backbone.')
@@ -158,11 +158,3 @@ def _read_categories(path: str) -> tuple[str, ...]:
             return tuple(category['name'] for category in json.load(file)['categories'])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'annotation file {path!r} is not in COCO format: {type(error).__name__}: {error}') from error
-
-
-def _dicts_with(node: object, key: str) -> Iterator[ConfigDict]:
-    """All dicts in a tree of dicts and lists that have a key."""
-    if isinstance(node, dict) and key in node:
-        yield node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        yield from _dicts_with(child, key)

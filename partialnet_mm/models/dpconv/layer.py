@@ -32,7 +32,7 @@ class DPConv(nn.Module):
         TypeError: If an argument is unknown.
     """
 
-    # What mmcv's ConvModule reads from any convolution.
+    # Attributes that mmcv's ConvModule reads from any convolution.
     transposed = False
     output_padding = (0, 0)
 
@@ -45,7 +45,7 @@ class DPConv(nn.Module):
             raise ValueError(f'DPConv keeps the width, got in_channels={in_channels!r} and out_channels='
                              f"{out_channels!r}; conv_cfg=dict(type='DPConv') leaves such a layer a plain convolution")
         self.split_gates = SplitGates(in_channels, split_ratio)
-        # After the gates: mmcv's fuse_conv_bn must find no norm after a convolution that is only one half of a layer.
+        # Last: mmcv's fuse_conv_bn folds a norm that follows a convolution, and this one computes some channels only.
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, 1, bias, padding_mode)
         half = tuple(spread * (size - 1) // 2 for size, spread in zip(self.conv.kernel_size, self.conv.dilation))
         if any(size % 2 == 0 for size in self.conv.kernel_size):

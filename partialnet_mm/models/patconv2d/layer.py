@@ -58,7 +58,7 @@ class PATConv2d(nn.Module):
         TypeError: If an argument is unknown.
     """
 
-    # What mmcv's ConvModule reads from any convolution.
+    # Attributes that mmcv's ConvModule reads from any convolution.
     transposed = False
     output_padding = (0, 0)
 
