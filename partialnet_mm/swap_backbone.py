@@ -33,10 +33,8 @@ IMPOSSIBLE_NECKS = {
     'NASFCOS_FPN': 'it needs the feature map of stride 4 but does not read it, so that its norm gets no gradient',
     **dict.fromkeys(('MLANeck', 'MultiLevelNeck', 'Feature2Pyramid'), _EQUAL_SIZES),
 }
-IMPOSSIBLE_HEADS = {
-    'DDRHead': 'it reads outputs that DDRNet has in training only',
-    'PIDHead': 'it reads outputs that PIDNet has in training only',
-}
+IMPOSSIBLE_HEADS = {'DDRHead': 'it reads outputs that DDRNet has in training only',
+                    'PIDHead': 'it reads outputs that PIDNet has in training only'}
 #: Optimizer constructors that know the layers of a few backbones by name, and raise an error for others.
 FOREIGN_LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
 

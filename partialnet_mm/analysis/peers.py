@@ -1,9 +1,9 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Networks by name, of this project and of other libraries, in their form for deployment."""
 import difflib
-import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,14 +55,25 @@ def check_name(name: str) -> None:
         raise ValueError(f'network {name!r} is of the library {library!r}; allowed are {", ".join(LIBRARIES)}')
     if importlib.util.find_spec(library) is None:
         raise ValueError(f'network {name!r} needs {library}, which is not installed')
-    models = importlib.import_module('torchvision.models' if library == 'torchvision' else library)
-    names = models.list_models(**dict(task='Image Classification') if library == 'mmpretrain' else {})
+    names, _ = _models_of(library)
     if short not in names:
         near = difflib.get_close_matches(short, names + ours, n=3)
         hint = f'; near it are {near}' if near else ''
         raise ValueError(f'there is no network {short!r} in {library}{hint}. Allowed are partialnet_ARCH with ARCH one '
                          f'of {", ".join(PartialNet.arch_settings)}, a name of timm, torchvision:NAME, '
                          'mmpretrain:NAME and the path of a config')
+
+
+def _models_of(library: str) -> tuple[list[str], Callable[[str], nn.Module]]:
+    """The names of a library's classifiers, and the function that builds one with random weights."""
+    if library == 'timm':
+        import timm
+        return timm.list_models(), timm.create_model
+    if library == 'torchvision':
+        from torchvision import models
+        return models.list_models(), partial(models.get_model, weights=None)
+    import mmpretrain
+    return mmpretrain.list_models(task='Image Classification'), partial(mmpretrain.get_model, pretrained=False)
 
 
 def build_network(name: str) -> nn.Module:
@@ -72,7 +83,6 @@ def build_network(name: str) -> nn.Module:
     classifier, segmentor or detector. Classifiers have 1000 classes by default.
     """
     check_name(name)
-    library, _, short = name.rpartition(':')
     if name.endswith('.py'):
         return build_config(Config.fromfile(find_config(name)))
     if name.startswith('partialnet_'):
@@ -80,14 +90,8 @@ def build_network(name: str) -> nn.Module:
         cfg = Config.fromfile(config_path(f'pretrain/partialnet_{arch.partition("-")[0]}_in1k.py'))
         cfg.model.backbone.arch = arch
         return build_config(cfg)
-    if library == 'torchvision':
-        import torchvision
-        return torchvision.models.get_model(short, weights=None).eval()
-    if library == 'mmpretrain':
-        import mmpretrain
-        return mmpretrain.get_model(short, pretrained=False).eval()
-    import timm
-    return timm.create_model(short).eval()
+    library, _, short = name.rpartition(':')
+    return _models_of(library or 'timm')[1](short).eval()
 
 
 def build_config(cfg: Config) -> nn.Module:

@@ -119,10 +119,6 @@ def _shape_mask(rng: np.random.Generator, size: int, category: int) -> np.ndarra
 def _annotate(annotation_id: int, image_id: int, category: int, mask: np.ndarray) -> dict:
     encoded = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
     return dict(
-        id=annotation_id,
-        image_id=image_id,
-        category_id=category + 1,
+        id=annotation_id, image_id=image_id, category_id=category + 1, area=float(mask_utils.area(encoded)), iscrowd=0,
         bbox=[float(value) for value in mask_utils.toBbox(encoded)],
-        area=float(mask_utils.area(encoded)),
-        segmentation=dict(size=encoded['size'], counts=encoded['counts'].decode('ascii')),
-        iscrowd=0)
+        segmentation=dict(size=encoded['size'], counts=encoded['counts'].decode('ascii')))

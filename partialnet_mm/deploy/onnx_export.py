@@ -36,15 +36,8 @@ def to_onnx(network: nn.Module, input_shape: Sequence[int], output_names: Sequen
     Args:
         network: In evaluation mode, on the CPU; from one tensor (B, C, H, W) to a tensor or a tuple of them.
         input_shape: (B, C, H, W). Where ``dynamic``, only C matters.
-        output_names: A name for each output.
-        dynamic: Whether batch, height and width are left open. Otherwise the model takes ``input_shape`` alone.
-            Defaults to True.
-
-    Returns:
-        The model; its input is :data:`INPUT`.
-
-    Raises:
-        ImportError: If a package is missing.
+        output_names: A name for each output. The input is :data:`INPUT`.
+        dynamic: Whether the model takes any batch, height and width, or ``input_shape`` alone. Defaults to True.
     """
     require_onnx()
     import onnx
@@ -60,20 +53,11 @@ def to_onnx(network: nn.Module, input_shape: Sequence[int], output_names: Sequen
 
 
 def differences(model: 'onnx.ModelProto', network: nn.Module, shapes: Sequence[Sequence[int]]) -> list[float]:
-    """Relative differences between an ONNX model, in onnxruntime on the CPU, and its network.
+    """Relative differences between an ONNX model, in onnxruntime on the CPU, and its network in evaluation mode.
 
-    Args:
-        model: The model.
-        network: The exported network, in evaluation mode.
-        shapes: Shapes of the random images, (B, C, H, W) each.
-
-    Returns:
-        For each shape the largest difference of any output, over that output's largest value; infinite where the shapes
-        of the outputs differ, NaN where one has a NaN.
-
-    Raises:
-        ImportError: If a package is missing.
-        ValueError: If onnxruntime cannot run the model.
+    For each shape (B, C, H, W) of random images, it is the largest difference of any output over that output's largest
+    value; infinite where the shapes of the outputs differ, NaN where one has a NaN. A ValueError is raised where
+    onnxruntime cannot run the model.
     """
     require_onnx()
     import onnxruntime

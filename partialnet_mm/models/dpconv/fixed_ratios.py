@@ -18,16 +18,10 @@ def searched_layers(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def block_ratios(state_dict: dict[str, Tensor]) -> list[float]:
-    """The split ratios of a searched PartialNet, one per block, as ``PartialNet(split_ratio=[...])`` takes them.
+    """The split ratios in a state dict of a searched PartialNet, one per block, for ``PartialNet(split_ratio=[...])``.
 
-    Args:
-        state_dict: Of the backbone or of a model with it.
-
-    Returns:
-        Learned ratios; of blocks that were not searched, the ratio of their convolution.
-
-    Raises:
-        ValueError: If there are no DPConv layers, or some outside PartialNet's blocks.
+    A block that was not searched has the ratio of its convolution. A ValueError is raised where there are no DPConv
+    layers, or some outside PartialNet's blocks.
     """
     layers = searched_layers(state_dict)
     outside = [name for name in layers if not _BLOCK.search(f'{name}.')]
@@ -49,21 +43,12 @@ def block_ratios(state_dict: dict[str, Tensor]) -> list[float]:
 
 
 def fix_ratios(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that remain when learned ratios are fixed.
+    """The weights that remain when learned ratios are fixed, from a state dict of a searched PartialNet.
 
     A layer searched as 'dpconv' becomes one of 'partial_conv', and the convolution of any token mixer with its ratio;
     'dpconv_ch' becomes 'pat_ch'. The network of these token mixers and the ratios of :func:`block_ratios` then computes
-    what the searched one does in evaluation.
-
-    Args:
-        state_dict: Of a searched PartialNet, or of a model with it.
-
-    Returns:
-        The same without gates, the mixers' tensors cut to the channels that they keep.
-
-    Raises:
-        ValueError: If there is no searched PartialNet, or the gates of a layer are out of order, so that other channels
-            than the first are convolved.
+    what the searched one does in evaluation. A ValueError is raised where the gates of a layer are out of order, so
+    that other channels than the first are convolved.
     """
     block_ratios(state_dict)
     layers = searched_layers(state_dict)

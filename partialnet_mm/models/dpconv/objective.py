@@ -140,12 +140,9 @@ class SearchObjective(nn.Module):
         ``cost`` and ``budget`` are R and Z; ``split_ratio`` holds the ratios by the layers' names; ``illegal`` names
         the layers whose gates are out of order.
         """
-        return dict(
-            kappa=self.kappa,
-            cost=sum(float(gates.cost()) for gates in self.layers.values()),
-            budget=self.budget,
-            split_ratio={name: gates.split_ratio for name, gates in self.layers.items()},
-            illegal=[name for name, gates in self.layers.items() if not is_legal(gates.t)])
+        return dict(kappa=self.kappa, cost=sum(float(gates.cost()) for gates in self.layers.values()),
+                    budget=self.budget, split_ratio={name: gates.split_ratio for name, gates in self.layers.items()},
+                    illegal=[name for name, gates in self.layers.items() if not is_legal(gates.t)])
 
 
 def _checked_kappa(name: str, kappa: float) -> float:
