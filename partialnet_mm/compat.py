@@ -1,8 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The packages that this one works with, and how to fix an environment that does not fit.
 
-Needs the standard library only, so that it can report where the rest cannot be
-imported.
+Needs the standard library only, so that it can report where the rest cannot be imported.
 """
 import importlib.util
 import re
@@ -45,23 +44,13 @@ def installed_version(distribution: str) -> str | None:
 
 
 def find_owners() -> dict[str, dict[str, str]]:
-    """Finds the installed distributions that contain each package.
-
-    Returns:
-        Versions by distribution for each package name, an empty dict for a
-        package that is not installed.
-    """
+    """Versions of the installed distributions that contain each package, by distribution, by package name."""
     versions = {r.module: {d: installed_version(d) for d in r.distributions} for r in REQUIREMENTS}
     return {module: {d: v for d, v in found.items() if v} for module, found in versions.items()}
 
 
 def find_problems() -> list[str]:
-    """Finds what keeps PartialNet from working in this environment.
-
-    Returns:
-        One sentence per problem: the package, what was found, what is allowed,
-        and the command that fixes it.
-    """
+    """What keeps PartialNet from working here, one sentence each: package, version, what is allowed, how to fix it."""
     owners = find_owners()
     problems = []
     onedl = sorted(d for found in owners.values() for d in found if d.startswith('onedl-'))
@@ -91,11 +80,7 @@ def find_problems() -> list[str]:
 
 
 def check_environment() -> None:
-    """Raises an error if PartialNet cannot work in this environment.
-
-    Raises:
-        ImportError: With all of :func:`find_problems`.
-    """
+    """Raises an ImportError with all of :func:`find_problems` if PartialNet cannot work in this environment."""
     problems = find_problems()
     if problems:
         raise ImportError('partialnet_mm cannot work in this environment:\n' + '\n'.join(f'- {p}' for p in problems))

@@ -1,9 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Checks whether PartialNet works in this environment, and reports how to fix what does not.
 
-``python -m partialnet_mm.doctor`` prints a table of checks and exits with 0 if
-all passed and with 1 if one failed. It also runs where ``import partialnet_mm``
-fails: each check imports what it needs itself.
+``python -m partialnet_mm.doctor`` prints a table of checks and exits with 0 if all passed and with 1 if one failed. It
+also runs where ``import partialnet_mm`` fails: each check imports what it needs itself.
 """
 import importlib
 import importlib.util
@@ -29,8 +28,6 @@ REFERENCE = dict(map0=0.482926405, map1=0.514242144, map2=0.645787593, map3=2.02
                  stem=6.254256462, gate=0.221166171, position_bias=0.107995815)
 #: Largest relative difference between float32 kernels of different machines.
 TOLERANCE = 1e-3
-
-
 #: What the report shows of mmengine's description of the environment; the packages have lines of their own.
 DESCRIBED = re.compile(r'CUDA available|GPU [\d,]+|CUDA_HOME|NVCC|GCC|MSVC|TorchVision|OpenCV')
 
@@ -92,7 +89,8 @@ def check_imports() -> Iterator[Finding]:
                           f"pip install --force-reinstall --no-deps '{distribution}=={version}'" if version
                           else f"pip install '{distribution}{requirement.range}'")
             continue
-        yield Finding(OK, f'import {requirement.module}', _folder(requirement.module))
+        spec = importlib.util.find_spec(requirement.module)
+        yield Finding(OK, f'import {requirement.module}', os.path.dirname(spec.origin or ''))
 
 
 def check_gpu() -> Iterator[Finding]:
@@ -100,7 +98,7 @@ def check_gpu() -> Iterator[Finding]:
     import torch
     if torch.cuda.is_available():
         value = torch.ones(8, device='cuda').sum().item()
-        yield Finding(OK if value == 8 else FAILED, 'GPU', f'CUDA {torch.version.cuda}; a sum of 8 ones is {value:g}')
+        yield _result(value == 8, 'GPU', f'CUDA {torch.version.cuda}; a sum of 8 ones is {value:g}', '')
     elif os.path.exists('/proc/driver/nvidia/version') or shutil.which('nvidia-smi'):
         yield Finding(FAILED, 'GPU', f'the machine has an NVIDIA driver, but torch {torch.__version__} finds no GPU',
                       'nvidia-smi must list it, CUDA_VISIBLE_DEVICES must not hide it, and torch must be a CUDA build: '
@@ -126,22 +124,13 @@ def check_ops() -> Iterator[Finding]:
                           f'built for another torch, or without {device}: remove mmcv and '
                           'run tools/env/setup_env.sh, which compiles it for the installed torch')
             continue
-        right = kept == [0, 2] and abs(pooled - 2.5) < 1e-5
-        yield Finding(OK if right else FAILED, f'mmcv ops on {device}',
+        yield _result(kept == [0, 2] and abs(pooled - 2.5) < 1e-5, f'mmcv ops on {device}',
                       f'NMS keeps {kept} (right: [0, 2]), RoIAlign gives {pooled:g} (right: 2.5)',
-                      '' if right else 'tools/env/setup_env.sh, after removing mmcv')
+                      'tools/env/setup_env.sh, after removing mmcv')
 
 
 def run_ops(device: str) -> tuple[list[int], float]:
-    """Runs mmcv's NMS on three boxes of which two overlap, and RoIAlign on a 4 x 4 ramp.
-
-    Args:
-        device: 'cpu' or 'cuda'.
-
-    Returns:
-        The boxes that NMS keeps, [0, 2], and the mean of the ramp by RoIAlign,
-        2.5.
-    """
+    """The boxes of three that mmcv's NMS keeps, [0, 2], and the mean of a 4 x 4 ramp by RoIAlign, 2.5."""
     import torch
     from mmcv.ops import RoIAlign, nms
     boxes = torch.tensor([[0., 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]], device=device)
@@ -160,10 +149,9 @@ def check_registries() -> Iterator[Finding]:
             continue
         registry = importlib.import_module(f'{scope}.registry').MODELS
         found = registry.get('PartialNet')
-        right = found is models.PartialNet
-        yield Finding(OK if right else FAILED, f'registry {scope}',
+        yield _result(found is models.PartialNet, f'registry {scope}',
                       f"'PartialNet' is {getattr(found, '__module__', found)}",
-                      '' if right else 'pip install -e . in the folder of this project, and add custom_imports = '
+                      'pip install -e . in the folder of this project, and add custom_imports = '
                       "dict(imports=['partialnet_mm'], allow_failed_imports=False) to the config")
 
 
@@ -172,25 +160,18 @@ def check_network() -> Iterator[Finding]:
     import torch
     for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
         got = reference_run(device, torch.float32)
-        worst = max(abs(got[name] - value) / abs(value) for name, value in REFERENCE.items())
-        right = math.isfinite(worst) and worst < TOLERANCE
-        yield Finding(OK if right else FAILED, f'PartialNet-T0 on {device}',
+        # Unlike Python's, torch's maximum is NaN where any value is.
+        worst = torch.tensor([abs(got[name] - value) / abs(value) for name, value in REFERENCE.items()]).max().item()
+        yield _result(worst < TOLERANCE, f'PartialNet-T0 on {device}',
                       f'outputs and gradients differ by {worst:.1e} from the stored ones (allowed {TOLERANCE:g})',
-                      '' if right else 'pip install --force-reinstall torch at the tested version, or report a bug '
-                      'with this table')
+                      'pip install --force-reinstall torch at the tested version, or report a bug with this table')
 
 
 def reference_run(device: str = 'cpu', dtype: object = None) -> dict[str, float]:
-    """Forward and backward of PartialNet-T0 with weights from a formula, without random numbers.
+    """Forward and backward of PartialNet-T0 with weights from a formula; ``dtype`` None is float64.
 
-    Args:
-        device: Device to compute on. Defaults to 'cpu'.
-        dtype: A floating-point ``torch.dtype``, None for float64. Defaults to
-            None.
-
-    Returns:
-        The mean absolute value of each of the four feature maps, and the norms
-        of the gradients of the stem, of a gate and of the position bias.
+    Returns the mean absolute value of each of the four feature maps, and the norms of the gradients of the stem, of a
+    gate and of the position bias.
     """
     import torch
 
@@ -273,12 +254,12 @@ def _tested_versions() -> dict[str, list[str]]:
     return tested
 
 
+def _result(right: bool, check: str, found: str, fix: str) -> Finding:
+    return Finding(OK, check, found) if right else Finding(FAILED, check, found, fix)
+
+
 def _describe(error: BaseException) -> str:
     return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
-
-
-def _folder(module: str) -> str:
-    return os.path.dirname(importlib.util.find_spec(module).origin or '')
 
 
 if __name__ == '__main__':

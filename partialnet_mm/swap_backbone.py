@@ -1,9 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Replaces the backbone of any mmdet, mmseg or mmpretrain config by PartialNet.
 
-The steps in the order of this file: :func:`swap_backbone`; which necks and
-heads read the backbone's feature maps; which of PartialNet's stages replace
-these maps; what else in the config must change.
+The steps in the order of this file: :func:`swap_backbone`; what the old backbone returns; which necks and heads read
+it; which of PartialNet's stages replace its feature maps; what else in the config must change.
 """
 import copy
 import logging
@@ -13,77 +12,64 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import MODELS, DefaultScope
 
-from .analysis.feature_maps import FeatureMap, measure_backbone
 from .models import PartialNet
 
 STRIDES = (4, 8, 16, 32)
+#: Image sizes to run an old backbone on, in this order: the later ones are for backbones that accept one size only.
+SIZES = (128, 224, 256)
 # The normalization of PartialNet's pretraining (configs/_base_/datasets/imagenet.py).
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 #: Necks whose outputs contain no feature map of the backbone itself.
 KNOWN_NECKS = ('FPN', 'PAFPN', 'NASFPN', 'FPG', 'FPN_CARAFE', 'FPN_DropBlock', 'HRFPN', 'ChannelMapper', 'CSPNeXtPAFPN',
                'YOLOXPAFPN', 'YOLOV3Neck', 'DilatedEncoder', 'CTResNetNeck', 'HRFuseScales',
                'LinearNeck', 'NonLinearNeck', 'MoCoV2Neck', 'DenseCLNeck', 'SwAVNeck')
+_EQUAL_SIZES = 'it rescales the equally sized feature maps of a plain vision transformer'
 IMPOSSIBLE_NECKS = {
     'SSDNeck': "its first outputs are the backbone's own feature maps, which the head's in_channels name",
     'RFP': 'it runs a second backbone of the old type',
     'JPU': "it passes the backbone's own feature maps to the heads",
-    'NASFCOS_FPN': 'it needs a feature map of stride 4 but does not read it, so the norm of this map gets no gradient',
-    'MLANeck': 'it rescales the equally sized feature maps of a plain vision transformer',
-    'MultiLevelNeck': 'it rescales the equally sized feature maps of a plain vision transformer',
-    'Feature2Pyramid': 'it rescales the equally sized feature maps of a plain vision transformer',
+    'NASFCOS_FPN': 'it needs the feature map of stride 4 but does not read it, so that its norm gets no gradient',
+    **dict.fromkeys(('MLANeck', 'MultiLevelNeck', 'Feature2Pyramid'), _EQUAL_SIZES),
 }
-IMPOSSIBLE_HEADS = {
-    'DDRHead': 'it reads outputs that DDRNet has in training only',
-    'PIDHead': 'it reads outputs that PIDNet has in training only',
-}
+IMPOSSIBLE_HEADS = {'DDRHead': 'it reads outputs that DDRNet has in training only',
+                    'PIDHead': 'it reads outputs that PIDNet has in training only'}
 #: Optimizer constructors that know the layers of a few backbones by name, and raise an error for others.
 FOREIGN_LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
 
 
-def swap_backbone(cfg: Config,
-                  arch: str | dict = 's',
-                  checkpoint: str | None = None,
+def swap_backbone(cfg: Config, arch: str | dict = 's', checkpoint: str | None = None,
                   backbone: dict | None = None) -> Config:
     """Replaces a config's backbone by PartialNet.
 
-    The neck or the heads that read the backbone get PartialNet's channels.
-    PartialNet returns exactly the stages that have the strides of the feature
-    maps that were read. Images are normalized as in PartialNet's pretraining,
-    pretrained weights of the old backbone and of the whole model are removed,
-    and ``partialnet_mm`` is added to ``custom_imports``. Batch norms are
-    synchronized if the model has synchronized ones, and stay in evaluation mode
-    if the old ones did and there is a checkpoint. The other options of the old
-    backbone are removed.
+    The neck or the heads that read the backbone get PartialNet's channels. PartialNet returns exactly the stages that
+    have the strides of the feature maps that were read. Images are normalized as in PartialNet's pretraining,
+    pretrained weights of the old backbone and of the whole model are removed, and ``partialnet_mm`` is added to
+    ``custom_imports``. Batch norms are synchronized if the model has synchronized ones, and stay in evaluation mode if
+    the old ones did and there is a checkpoint. The other options of the old backbone are removed.
 
-    The old feature maps are measured, not looked up: the old backbone is built
-    once, with random weights, and run on a small image.
-
-    What cannot be set is logged as a warning: a learning rate for another
-    optimizer, settings for parameters that no longer exist, strides that change
-    for a segmentor.
+    The old feature maps are measured: the old backbone is built once, with random weights, and run on a small image.
+    What cannot be set is logged as a warning: a learning rate for another optimizer, settings for parameters that no
+    longer exist, strides that change for a segmentor.
 
     Args:
-        cfg: Config of a detector, segmentor or classifier of mmdet, mmseg or
-            mmpretrain. It is not changed.
+        cfg: Config of a detector, segmentor or classifier of mmdet, mmseg or mmpretrain. It is not changed.
         arch: PartialNet's ``arch``. Defaults to 's'.
-        checkpoint: Checkpoint of the pretraining, a classifier of
-            configs/pretrain, or None for random weights. Defaults to None.
-        backbone: Other arguments of :class:`PartialNet`, e.g.
-            ``dict(drop_path_rate=0.15)``; they override what is chosen here.
+        checkpoint: Checkpoint of the pretraining, a classifier of configs/pretrain, or None for random weights.
             Defaults to None.
+        backbone: Other arguments of :class:`PartialNet`, e.g. ``dict(drop_path_rate=0.15)``; they override what is
+            chosen here. Defaults to None.
 
     Returns:
         A new config. ``Config.dump`` writes it to a file for tools/train.py.
 
     Raises:
-        TypeError: If ``cfg`` is not a Config, or ``backbone`` has an argument
-            that PartialNet does not have.
-        ValueError: If the model has no backbone or one that cannot be built
-            here, or reads its feature maps in a way that PartialNet cannot
-            serve: R-CNN heads on a single map (C4, DC5), maps of other strides
-            than 4, 8, 16, 32, several of one stride in a detector, SSD's neck
-            and others that pass on the backbone's own maps.
+        TypeError: If ``cfg`` is not a Config, or ``backbone`` has an argument that PartialNet does not have.
+        ValueError: If the model has no backbone or one that cannot be built here, or reads its feature maps in a way
+            that PartialNet cannot serve: R-CNN heads on a single feature map (C4, DC5), strides other than 4, 8, 16,
+            32, several feature maps of one stride in a detector, SSD's neck and others that pass the backbone's feature
+            maps on.
 
     Example:
         >>> from mmengine.config import Config
@@ -107,13 +93,9 @@ def swap_backbone(cfg: Config,
     read = sorted({i for reader in readers for i in reader.maps})
     stages = _choose_stages(_type_of(old), measured.maps, read, classifies, 'decode_head' in model)
     _check_sizes(readers, stages)
-    settings = dict(
-        type='PartialNet',
-        arch=arch,
-        out_indices=tuple(stages.values()),
-        # In dense prediction every feature map has a norm, also a single one.
-        out_norm=not classifies,
-        norm_cfg=dict(type='SyncBN' if 'SyncBN' in str(model) else 'BN'))
+    # In dense prediction every feature map has a norm, also a single one.
+    settings = dict(type='PartialNet', arch=arch, out_indices=tuple(stages.values()), out_norm=not classifies,
+                    norm_cfg=dict(type='SyncBN' if 'SyncBN' in str(model) else 'BN'))
     if in_channels != 3:
         settings['in_channels'] = in_channels
     if checkpoint is not None:
@@ -134,6 +116,49 @@ def swap_backbone(cfg: Config,
     return cfg
 
 
+class FeatureMap(NamedTuple):
+    """One output of a backbone. A vector, which has no position in the image, has stride 0."""
+
+    channels: int
+    stride: int
+
+
+class MeasuredBackbone(NamedTuple):
+    """The outputs of a backbone in order, and the names of its parameters."""
+
+    maps: list[FeatureMap]
+    parameters: list[str]
+
+
+def measure_backbone(cfg: dict, scope: str = 'mmengine', in_channels: int = 3) -> MeasuredBackbone:
+    """Builds a backbone of any library with random weights on the CPU and runs it once, or raises a ValueError.
+
+    The state of the random number generator is restored.
+    """
+    with DefaultScope.overwrite_default_scope(scope), torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            settings = {key: value for key, value in cfg.items() if key not in ('init_cfg', 'pretrained')}
+            backbone = MODELS.build(settings)
+            backbone.eval()  # returns None in mmdet's ResNet
+        except Exception as error:  # any, from any library
+            raise ValueError(f'the backbone {cfg.get("type")} cannot be built: {error}') from error
+        errors = []
+        for size in SIZES:
+            try:
+                outputs = backbone(torch.zeros(1, in_channels, size, size))
+            except Exception as error:
+                errors.append(f'{size} x {size}: {error}')
+                continue
+            outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+            if any(not isinstance(output, torch.Tensor) or output.dim() not in (2, 4) for output in outputs):
+                raise ValueError(f'the backbone {cfg.get("type")} returns something other than feature maps '
+                                 '(B, C, H, W) and vectors (B, C)')
+            maps = [FeatureMap(output.shape[1], round(size / output.shape[-1]) if output.dim() == 4 else 0)
+                    for output in outputs]
+            return MeasuredBackbone(maps, [name for name, _ in backbone.named_parameters()])
+    raise ValueError(f'the backbone {cfg.get("type")} cannot be run. ' + '; '.join(errors))
+
+
 class _Reader(NamedTuple):
     """A neck or head that reads the backbone; ``maps`` are indices into the old feature maps."""
 
@@ -143,13 +168,7 @@ class _Reader(NamedTuple):
     key: str = 'in_channels'
 
     def write(self, channels: Sequence[int], stages: dict[int, int]) -> None:
-        """Sets its channels, and the indices of the new feature maps that it reads.
-
-        Args:
-            channels: Channels of PartialNet's four stages.
-            stages: PartialNet's stage for each old feature map that is read, by
-                its index, in the order in which PartialNet returns them.
-        """
+        """Sets its channels and indices: ``stages`` holds PartialNet's stage for each old feature map that is read."""
         def like(key: str, values: list[int]) -> int | list[int]:
             return values if isinstance(self.settings[key], (list, tuple)) else values[0]
 
@@ -244,7 +263,7 @@ def _readers_of_heads(where: str, head: dict, maps: list[FeatureMap]) -> Iterato
     several = isinstance(head['in_channels'], (list, tuple))
     index = head.get('in_index', list(range(len(maps))) if several else -1)
     indices = index if isinstance(index, (list, tuple)) else [index]
-    if _type_of(head) == 'EncHead' and not head.get('add_lateral'):  # it selects several maps but reads the last
+    if _type_of(head) == 'EncHead' and not head.get('add_lateral'):  # it selects several feature maps, reads the last
         indices, head['in_index'], head['in_channels'] = indices[-1:], indices[-1:], head['in_channels'][-1:]
     if not all(-len(maps) <= i < len(maps) for i in indices):
         raise ValueError(f'{where}.in_index is {index!r}, but the backbone returns {len(maps)} feature maps')
@@ -267,8 +286,8 @@ def _verified(reader: _Reader, maps: list[FeatureMap]) -> _Reader:
     channels = [maps[i].channels for i in reader.maps]
     if wanted != channels:
         raise ValueError(f'{reader.where}.{reader.key} is {wanted}, but the feature maps that it should read have '
-                         f'{channels} channels (all maps: {[m.channels for m in maps]}): how it reads the backbone is '
-                         'unknown')
+                         f'{channels} channels (all feature maps: {[m.channels for m in maps]}): how it reads the '
+                         'backbone is unknown')
     return reader
 
 
@@ -276,10 +295,9 @@ def _choose_stages(kind: str, maps: list[FeatureMap], read: list[int], classifie
                    segments: bool) -> dict[int, int]:
     """PartialNet's stage, from 0, for each old feature map that is read, by its index.
 
-    It is the stage of the same stride. The heads of segmentors do not depend on
-    strides: their last map, and those of the same stride before it, which
-    dilated backbones and plain transformers have, get the last stages. A
-    classifier's only map is the last stage.
+    It is the stage of the same stride. The heads of segmentors do not depend on strides: their last feature map, and
+    those of the same stride before it, which dilated backbones and plain transformers have, get the last stages. A
+    classifier's only feature map is the last stage.
     """
     strides = [old.stride for old in maps]
     given = (f'model.backbone of type {kind} returns feature maps of strides {strides}, of which '

@@ -1,10 +1,9 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The zoo: configs by name, in a checkout or in the installed package, for users of this package and of mmpretrain.
 
-OpenMMLab's tools look for the files of a package in ``<package>/.mim``, and
-only mim does so for any package. The classifiers are registered with
-mmpretrain's hub when this package is imported. mmengine and mmdet look in
-their own packages only; :func:`config_path` returns a path for them.
+OpenMMLab's tools look for the files of a package in ``<package>/.mim``, and only mim does so for any package. The
+classifiers are registered with mmpretrain's hub when this package is imported. mmengine and mmdet look in their own
+packages only; :func:`config_path` returns a path for them.
 """
 import difflib
 import fnmatch
@@ -20,7 +19,7 @@ from mmengine.runner import CheckpointLoader
 #: Folders of configs whose models are mmpretrain's classifiers.
 CLASSIFIER_FOLDERS = ('pretrain', 'ablations', 'cifar10', 'dpconv')
 
-#: The prefix, in a metafile, of the weights of a model that are not published.
+#: The prefix, in a metafile, of weights that are not published.
 UNPUBLISHED = 'unpublished://'
 
 
@@ -28,8 +27,7 @@ def list_configs(pattern: str = '*') -> list[str]:
     """Names of all models that have a config: classifiers, detectors and segmentors.
 
     Args:
-        pattern: Shell pattern, in lower case, that the whole name must match.
-            Defaults to '*'.
+        pattern: Shell pattern, in lower case, that the whole name must match. Defaults to '*'.
 
     Returns:
         Names for :func:`config_path`, in alphabetical order.
@@ -38,20 +36,15 @@ def list_configs(pattern: str = '*') -> list[str]:
 
 
 def config_path(name: str) -> str:
-    """Path of a config that this package ships.
+    """Absolute path of a config that this package ships.
 
-    It also works in a config of your own, in every process and before any
-    other import::
+    It also works in a config of your own, in every process and before any other import::
 
         _base_ = __import__('partialnet_mm').config_path('mask_rcnn/partialnet_s_1x.py')
 
     Args:
-        name: A model's name (one of :func:`list_configs`), a path below
-            ``configs`` ('mask_rcnn/partialnet_s_1x.py', with or without
-            '.py'), or a file's name alone if only one folder has it.
-
-    Returns:
-        The absolute path.
+        name: A model's name (one of :func:`list_configs`), a path below ``configs`` ('mask_rcnn/partialnet_s_1x.py',
+            with or without '.py'), or a file's name alone if only one folder has it.
 
     Raises:
         ValueError: If there is no such config, or several.
@@ -80,12 +73,10 @@ def config_path(name: str) -> str:
 def register_with_mmpretrain() -> bool:
     """Registers the classifiers by name for mmpretrain's ``get_model``, ``list_models`` and inferencers.
 
-    It is called when this package is imported. A name that mmpretrain already
-    has is not changed.
+    This package calls it when it is imported. A name that mmpretrain already has is not changed.
 
     Returns:
-        Whether they are registered. Nothing is done if mmpretrain or this
-        package's configs are missing.
+        Whether they are registered: not where mmpretrain or this package's configs are missing.
     """
     if importlib.util.find_spec('mmpretrain') is None:
         return False
@@ -108,15 +99,7 @@ def register_with_mmpretrain() -> bool:
 
 @CheckpointLoader.register_scheme(prefixes=UNPUBLISHED, force=True)
 def load_from_unpublished(filename: str, map_location: Any = None) -> None:
-    """Raises an error where a library loads weights that are not published, so that none predicts without them.
-
-    Args:
-        filename: 'unpublished://' and the model's name.
-        map_location: Unused; mmengine passes it. Defaults to None.
-
-    Raises:
-        FileNotFoundError: Always; the message explains what to do.
-    """
+    """Raises an error where a library loads weights that are not published, so that none predicts without them."""
     name = filename[len(UNPUBLISHED):]
     raise FileNotFoundError(
         f'no weights of {name!r} have been published, neither by the authors of the paper nor here. Train them with '

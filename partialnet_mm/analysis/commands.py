@@ -46,13 +46,7 @@ def picture(text: str) -> Path:
 
 
 def add_machine_arguments(parser: ArgumentParser, rounds: int, threads: int | None = None) -> None:
-    """Adds --device, --threads and --rounds.
-
-    Args:
-        parser: The command's.
-        rounds: Default of --rounds.
-        threads: Default of --threads. Defaults to those that PyTorch uses.
-    """
+    """Adds --device, --threads (default: as PyTorch has them) and --rounds."""
     parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu',
                         help="'cpu' or 'cuda' (default: the GPU where there is one)")
     parser.add_argument('--threads', type=positive, default=threads or torch.get_num_threads(),

@@ -8,15 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def count_multiply_adds(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Counts the multiply-adds of one forward pass of a whole batch, in evaluation mode.
+    """Multiply-adds of one forward pass of a whole batch of ``input_shape``, e.g. (B, C, H, W), in evaluation mode.
 
-    Those of convolutions, matrix products and attention are counted; those of norms, activations and pooling are not.
-    FLOPs are twice as many where both operations count. The paper counts PartialNet's merged form (Table 1); the
-    trainable form has more.
-
-    Args:
-        module: Takes one tensor. Training modes are restored afterwards.
-        input_shape: Shape of that tensor with the batch, (B, C, H, W) for a backbone.
+    Convolutions, matrix products and attention count; norms, activations and pooling do not. Where both operations
+    count, FLOPs are twice as many. The paper counts PartialNet's merged form (Table 1); the trainable form has more.
     """
     parameter = next(module.parameters(), torch.empty(0))
     x = torch.zeros(*input_shape, dtype=parameter.dtype, device=parameter.device)
@@ -24,18 +19,12 @@ def count_multiply_adds(module: nn.Module, input_shape: Sequence[int]) -> int:
 
 
 def multiply_adds_by_layer(module: nn.Module, forward: Callable[[], object]) -> dict[str, int]:
-    """Counts the multiply-adds of each submodule in one pass in evaluation mode.
+    """Multiply-adds of each submodule, its own submodules included, while ``forward`` runs in evaluation mode.
 
-    Args:
-        module: The network. Training modes are restored afterwards.
-        forward: Runs what is counted, by calling ``module`` or some of its submodules.
-
-    Returns:
-        For each submodule's name, in the order of ``named_modules``, what is computed while it runs, its submodules
-        included. A submodule that is not called itself, such as a ``ModuleList``, has the sum of its children. The
-        name '' has all. Other names without multiply-adds are left out.
+    The names are those of ``named_modules``, '' for the sum; others without multiply-adds are left out. A submodule
+    that is not called itself, such as a ``ModuleList``, has the sum of its children.
     """
-    modes = {part: part.training for part in module.modules()}
+    modes = {child: child.training for child in module.modules()}
     counts: dict[str, int] = {}
     starts: list[int] = []  # what was counted when each of the running submodules began
     handles = []
@@ -46,23 +35,23 @@ def multiply_adds_by_layer(module: nn.Module, forward: Callable[[], object]) -> 
             def leave(name: str) -> None:
                 counts[name] = counts.get(name, 0) + counter.get_total_flops() - starts.pop()
 
-            # FlopCounterMode attributes to modules, too, but in torch 2.1 it changes what modules return for that.
-            for name, part in module.named_modules():
-                handles.append(part.register_forward_pre_hook(lambda *_: starts.append(counter.get_total_flops())))
-                handles.append(part.register_forward_hook(lambda *_, name=name: leave(name)))
+            # FlopCounterMode counts by module, too, but in torch 2.1 it changes the outputs of modules for that.
+            for name, child in module.named_modules():
+                handles.append(child.register_forward_pre_hook(lambda *_: starts.append(counter.get_total_flops())))
+                handles.append(child.register_forward_hook(lambda *_, name=name: leave(name)))
             forward()
     finally:
         for handle in handles:
             handle.remove()
-        for part, mode in modes.items():
-            part.training = mode
+        for child, mode in modes.items():
+            child.training = mode
 
-    def total(part: nn.Module, name: str) -> int:
+    def total(parent: nn.Module, name: str) -> int:
         if name in counts:
             return counts[name]
-        return sum(total(child, f'{name}.{key}'.lstrip('.')) for key, child in part.named_children())
+        return sum(total(child, f'{name}.{key}'.lstrip('.')) for key, child in parent.named_children())
 
-    totals = {name: total(part, name) // 2 for name, part in module.named_modules()}
+    totals = {name: total(child, name) // 2 for name, child in module.named_modules()}
     totals[''] = counter.get_total_flops() // 2
     return {name: count for name, count in totals.items() if count or not name}
 

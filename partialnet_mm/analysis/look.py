@@ -39,22 +39,15 @@ class MapLayer(NamedTuple):
 
 
 class SplitMaps(NamedTuple):
-    """Feature maps of one image, (channels, H, W).
-
-    Where the attention covers all channels (Table 3, "F"), all of them are
-    attended, the convolved ones as their convolution returns them.
-    """
+    """Feature maps (channels, H, W) of one image; attended ones come after the convolution in Table 3's form "F"."""
 
     convolved_in: Tensor
     convolved_out: Tensor
     attended_in: Tensor
     attended_out: Tensor
-    #: Index of the first attended channel in the layer.
-    first_attended: int
-    #: Of PAT_ch: one per attended channel, in [0, 1].
-    gate: Tensor | None
-    #: Of the PAT_sp that follows in the same block: (H, W), in [0, 1].
-    spatial_gate: Tensor | None
+    first_attended: int  # index of the channel in the layer
+    gate: Tensor | None  # of PAT_ch: one value per attended channel, in [0, 1]
+    spatial_gate: Tensor | None  # of the PAT_sp that follows in the same block: (H, W), in [0, 1]
 
 
 @contextmanager
@@ -70,10 +63,7 @@ def _hooked(layers: Iterable[tuple[str, nn.Module]], record: Callable[[str, tupl
 
 
 def map_layers(model: nn.Module, inputs: Tensor) -> dict[str, MapLayer | None]:
-    """The layers that ran, by name, in the order in which they end.
-
-    None are those that return anything but one feature map of more than one pixel, or ran several times.
-    """
+    """The layers that ran, in the order in which they end; None unless one feature map of several pixels per pass."""
     found: dict[str, MapLayer | None] = {}
 
     def record(name: str, args: tuple, output: object) -> None:
@@ -88,11 +78,8 @@ def map_layers(model: nn.Module, inputs: Tensor) -> dict[str, MapLayer | None]:
 def stage_layers(model: nn.Module, inputs: Tensor) -> list[MapLayer]:
     """The layer that ends each stage of ``model.backbone``: the last one with feature maps of a size, last stage last.
 
-    A layer inside of a block that changes the size belongs to that block, and so to no stage. In PartialNet the last
+    A layer inside a block that changes the size belongs to that block, and so to no stage. In PartialNet the last
     blocks end the stages; a stem that does not end at the size of the first stage has an entry of its own.
-
-    Raises:
-        ValueError: If no layer of the backbone returns feature maps.
     """
     found = map_layers(model, inputs)
     stages: dict[tuple, MapLayer] = {}
@@ -112,11 +99,7 @@ def stage_layers(model: nn.Module, inputs: Tensor) -> list[MapLayer]:
 
 
 def find_map_layer(model: nn.Module, inputs: Tensor, name: str) -> MapLayer:
-    """A layer by its name.
-
-    Raises:
-        ValueError: If there is none, or it returns no feature map.
-    """
+    """The layer of a name; raises a ValueError with the nearest names if it returns no feature map."""
     found = map_layers(model, inputs)
     if found.get(name) is not None:
         return found[name]
@@ -129,11 +112,7 @@ def find_map_layer(model: nn.Module, inputs: Tensor, name: str) -> MapLayer:
 
 
 def cam_method(name: str = 'gradcam') -> type:
-    """The class of grad-cam for one of :data:`METHODS`.
-
-    Raises:
-        ModuleNotFoundError: If the library is not installed.
-    """
+    """The class of the library grad-cam for a key of :data:`METHODS`."""
     try:
         import pytorch_grad_cam
     except ModuleNotFoundError as error:
@@ -144,20 +123,9 @@ def cam_method(name: str = 'gradcam') -> type:
 
 def heat_maps(model: nn.Module, layer: str, inputs: Tensor, labels: Sequence[int],
               method: str = 'gradcam') -> np.ndarray:
-    """Which pixels of each image speak for a class: `Grad-CAM <https://arxiv.org/abs/1610.02391>`_.
+    """`Grad-CAM <https://arxiv.org/abs/1610.02391>`_ of a classifier for one label per image.
 
-    Args:
-        model: From images to logits (B, classes).
-        layer: Name of a layer.
-        inputs: Images.
-        labels: The class for each image.
-        method: One of :data:`METHODS`. Defaults to 'gradcam'.
-
-    Returns:
-        (B, H, W) in [0, 1], each image with a scale of its own.
-
-    Raises:
-        ModuleNotFoundError: If grad-cam is not installed.
+    Returns (B, H, W) in [0, 1], each image with a scale of its own. ``method`` is a key of :data:`METHODS`.
     """
     build = cam_method(method)
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -174,9 +142,8 @@ def heat_maps(model: nn.Module, layer: str, inputs: Tensor, labels: Sequence[int
 def receptive_field(model: nn.Module, layer: str, inputs: Tensor) -> Tensor:
     """The `effective receptive field <https://arxiv.org/abs/1701.04128>`_ of the middle pixel of a layer's feature map.
 
-    Returns:
-        (H, W): absolute values of the gradient of the pixel (H' // 2, W' // 2), its channels summed, with respect to
-        the images, summed over their channels and averaged over the images.
+    Returns (H, W): absolute gradients of that pixel, its channels summed, with respect to the images, summed over their
+    channels and averaged over the images.
     """
     maps: list[Tensor] = []
     inputs = inputs.detach().clone().requires_grad_()
@@ -190,15 +157,7 @@ def receptive_field(model: nn.Module, layer: str, inputs: Tensor) -> Tensor:
 
 
 def largest_pixels(contributions: Tensor, fraction: float) -> Tensor:
-    """The fewest pixels that together hold a fraction of the sum, as booleans (H, W).
-
-    Args:
-        contributions: (H, W), not negative.
-        fraction: In (0, 1].
-
-    Raises:
-        ValueError: If no pixel contributes.
-    """
+    """The fewest pixels that together hold a fraction, in (0, 1], of the sum of (H, W) values: booleans (H, W)."""
     values, order = contributions.flatten().double().sort(descending=True, stable=True)
     held = values.cumsum(0)
     if not held[-1] > 0:
@@ -216,11 +175,7 @@ def splitting_layers(model: nn.Module) -> list[str]:
 
 
 def split_maps(model: nn.Module, names: Sequence[str], image: Tensor) -> dict[str, SplitMaps]:
-    """What enters and leaves both halves of some layers for one image (1, C, H, W), by the layers' names.
-
-    Raises:
-        ValueError: If a layer splits no channels.
-    """
+    """The inputs and outputs of both halves of some layers for one image (1, C, H, W), by the layers' names."""
     known = splitting_layers(model)
     unknown = [name for name in names if name not in known]
     if unknown:

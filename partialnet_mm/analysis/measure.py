@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""What all commands that measure share: times in alternating rounds, peak memory, the machine's name, tables."""
+"""Measuring: times in alternating rounds, peak memory, the machine's name, tables."""
 import platform
 import statistics
 import time
@@ -41,17 +41,9 @@ def progress(items: Iterable, description: str) -> Iterable:
 def time_in_rounds(functions: Mapping[object, Callable[[], object]],
                    rounds: int,
                    warmup: int = 1) -> dict[object, list[float]]:
-    """Times functions in alternating rounds: A B A B. What slows the machine for a while then slows all of them.
+    """Seconds of each call of some functions, by name, timed in alternating rounds: A B A B.
 
-    On a GPU each call is waited for. A progress bar on stderr shows the rounds.
-
-    Args:
-        functions: What to time, by name.
-        rounds: How often each is timed.
-        warmup: Rounds before them that do not count. Defaults to 1.
-
-    Returns:
-        Seconds of each call, by name, in the order of the rounds.
+    What slows the machine for a while then slows all of them. A progress bar on stderr shows the rounds.
     """
     times: dict[object, list[float]] = {name: [] for name in functions}
     for index in progress(range(-warmup, rounds), 'timing in alternating rounds'):
@@ -76,13 +68,10 @@ def synchronize() -> None:
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """Runs a function and measures the most memory in bytes that it needs beyond what was in use before.
+    """The most memory in bytes that a function needs beyond what was in use before.
 
-    On a GPU that is what PyTorch allocates. On the CPU it is resident memory, which grows only where no freed memory
-    can be used again: measure in a process that has done nothing before, one function per process.
-
-    Raises:
-        OSError: If there is no GPU and the system is not Linux.
+    On a GPU that is what PyTorch allocates. On the CPU (Linux only) it is resident memory, which grows only where no
+    freed memory can be used again: measure one function per process, in a process that has done nothing before.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -121,7 +110,7 @@ def _memory_status(key: str) -> int:
 
 
 def describe_machine(device: str) -> str:
-    """What a measurement on 'cpu' or 'cuda' was made on, e.g. 'AMD EPYC 73F3, 1 thread, torch 2.1.2'."""
+    """The machine of a measurement on 'cpu' or 'cuda', e.g. 'AMD EPYC 73F3, 1 thread, torch 2.1.2'."""
     if device == 'cuda':
         processor = f'{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}'
     else:

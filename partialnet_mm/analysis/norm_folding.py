@@ -24,11 +24,9 @@ class FoldedNorms(NamedTuple):
 
 
 def draw_norms(model: nn.Module, forward: Callable[[], object]) -> None:
-    """Gives batch norms the statistics of their inputs, and random weights.
+    """Gives batch norms random weights and the statistics of their inputs, by one run of at least two images.
 
-    The norms of a network that has just been built are almost the identity: a wrong folding would not show, and the
-    values inside of a deep network fade or explode without them. ``forward`` runs the model once, with at least two
-    images. Training modes are restored.
+    A network that has just been built has norms that are almost the identity, so a wrong folding would not show.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     kept = [(norm, norm.training, norm.momentum) for norm in norms]
@@ -51,7 +49,7 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], object]) -> FoldedN
 
     One observed run by ``forward`` shows which norm follows which layer, so the model may hold any Python code. A norm
     is folded where it alone uses the unchanged output of such a layer. The activation inside timm's ``BatchNormAct2d``
-    stays at the position of the norm.
+    stays.
     """
     modules = dict(model.named_modules())
     norms = {name: module for name, module in modules.items() if isinstance(module, _BatchNorm)}
@@ -66,10 +64,10 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], object]) -> FoldedN
         fuse = fuse_linear_bn_weights if isinstance(source, nn.Linear) else fuse_conv_bn_weights
         source.weight, source.bias = fuse(
             source.weight, source.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        owner, _, child = name.rpartition('.')
+        owner, _, key = name.rpartition('.')
         # BatchNormAct2d has dropout and an activation, either of which may be an identity.
-        rest = [part for part in norm.children() if not isinstance(part, nn.Identity)]
-        setattr(modules[owner], child, rest[0] if len(rest) == 1 else nn.Sequential(*rest) if rest else nn.Identity())
+        rest = [child for child in norm.children() if not isinstance(child, nn.Identity)]
+        setattr(modules[owner], key, rest[0] if len(rest) == 1 else nn.Sequential(*rest) if rest else nn.Identity())
         folded.append(name)
     return FoldedNorms(folded, [name for name in norms if name not in folded])
 

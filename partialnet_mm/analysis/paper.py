@@ -1,36 +1,27 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""What the paper prints: the rows of tools/paper/figures.csv."""
+"""The figures that the paper prints: the rows of tools/paper/figures.csv."""
 import csv
 from pathlib import Path
 from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """A row of one of the paper's tables; None and '' are what it does not print."""
+    """A row of one of the paper's tables; None and '' are figures that it does not print."""
 
     table: str
     name: str
-    #: A config below ``configs/``, or ``timm:NAME``, ``torchvision:NAME``, ``mmdet:CONFIG``.
-    network: str
-    #: Parameters (M), as text: the digits show how the paper rounds.
-    params: str
-    #: Multiply-adds (G), as text.
-    flops: str
-    #: Of one image on one core of an AMD 73F3 (ms).
-    latency: float | None
-    #: On ImageNet-1k (%).
-    top1: float | None
-    #: On COCO (%).
-    box_ap: float | None
+    network: str  # a config below configs/, or timm:NAME, torchvision:NAME, mmdet:CONFIG
+    params: str  # M; text, as the digits show how the paper rounds
+    flops: str  # multiply-adds, G
+    latency: float | None  # ms per image on one core of an AMD 73F3
+    top1: float | None  # % on ImageNet-1k
+    box_ap: float | None  # % on COCO
     mask_ap: float | None
-    #: Images per second on a V100.
-    throughput: float | None
-    #: Height and width of the images.
-    size: tuple[int, int]
-    #: What this project counts where the paper is known to be off, and the key of the reason.
-    counted_params: float | None
+    throughput: float | None  # images per second on a V100
+    size: tuple[int, int]  # height and width of the images
+    counted_params: float | None  # by this project, where the paper is known to be off
     counted_flops: float | None
-    reason: str
+    reason: str  # key of the reason
 
 
 def read_figures(path: str | Path) -> list[Figure]:

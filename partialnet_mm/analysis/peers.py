@@ -1,20 +1,21 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Networks by name, of this project and of other libraries, in the form that they are deployed in."""
+"""Networks by name, of this project and of other libraries, in their form for deployment."""
 import difflib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten
 
 from ..models import PartialNet, merge_model
 from ..zoo import config_path
-from .build import build_model, forward_detector
+from .build import Detector, build_model
 from .norm_folding import draw_norms, fold_batch_norms
 
 #: Libraries of classifiers: the prefix of a name.
@@ -24,29 +25,14 @@ TOLERANCE = 1e-3
 
 
 class MergedNorms(NamedTuple):
-    """How many batch norms were merged, and how many are left."""
+    """Numbers of the batch norms that were merged, and of those that are left."""
 
     merged: int
     left: int
 
 
-class Detector(nn.Module):
-    """A detector of mmdet as a function of images: :func:`forward_detector`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> object:
-        return forward_detector(self.model, images)
-
-
 def find_config(name: str) -> Path:
-    """The path of a config: 'my.py', or 'mmdet:mask_rcnn/NAME.py' for one that an OpenMMLab library ships.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The path of a config: 'my.py', or 'mmdet:mask_rcnn/NAME.py' for one that an OpenMMLab library ships."""
     library, _, path = name.rpartition(':')
     spec = importlib.util.find_spec(library) if library else None
     found = Path(spec.origin).parent / '.mim' / 'configs' / path if spec else Path(path)
@@ -61,23 +47,15 @@ def check_name(name: str) -> None:
         find_config(name)
         return
     ours = [f'partialnet_{arch}' for arch in PartialNet.arch_settings]
-    library, _, short = name.rpartition(':')
-    library = library or 'timm'
     if name in ours:
         return
+    library, _, short = name.rpartition(':')
+    library = library or 'timm'
     if library not in LIBRARIES:
         raise ValueError(f'network {name!r} is of the library {library!r}; allowed are {", ".join(LIBRARIES)}')
     if importlib.util.find_spec(library) is None:
         raise ValueError(f'network {name!r} needs {library}, which is not installed')
-    if library == 'timm':
-        import timm
-        names = timm.list_models()
-    elif library == 'torchvision':
-        import torchvision
-        names = torchvision.models.list_models()
-    else:
-        import mmpretrain
-        names = mmpretrain.list_models(task='Image Classification')
+    names, _ = _models_of(library)
     if short not in names:
         near = difflib.get_close_matches(short, names + ours, n=3)
         hint = f'; near it are {near}' if near else ''
@@ -86,23 +64,25 @@ def check_name(name: str) -> None:
                          'mmpretrain:NAME and the path of a config')
 
 
+def _models_of(library: str) -> tuple[list[str], Callable[[str], nn.Module]]:
+    """The names of a library's classifiers, and the function that builds one with random weights."""
+    if library == 'timm':
+        import timm
+        return timm.list_models(), timm.create_model
+    if library == 'torchvision':
+        from torchvision import models
+        return models.list_models(), partial(models.get_model, weights=None)
+    import mmpretrain
+    return mmpretrain.list_models(task='Image Classification'), partial(mmpretrain.get_model, pretrained=False)
+
+
 def build_network(name: str) -> nn.Module:
-    """Builds a network with random weights, in evaluation mode, its norms as in training.
+    """A function of images (B, 3, H, W) by name, with random weights, in evaluation mode, its norms as in training.
 
-    Args:
-        name: 'partialnet_s' for a variant of this project, as in its pretraining config; a name of timm, such as
-            'fasternet_s'; 'torchvision:NAME'; 'mmpretrain:NAME'; a config of a classifier, segmentor or detector, see
-            :func:`find_config`.
-
-    Returns:
-        A function of images (B, 3, H, W). Classifiers return logits, of 1000 classes where no config has another
-        number.
-
-    Raises:
-        ValueError: If there is no such network.
+    'partialnet_s' is the variant as in its pretraining config, 'fasternet_s' a name of timm, 'my.py' a config of a
+    classifier, segmentor or detector. Classifiers have 1000 classes by default.
     """
     check_name(name)
-    library, _, short = name.rpartition(':')
     if name.endswith('.py'):
         return build_config(Config.fromfile(find_config(name)))
     if name.startswith('partialnet_'):
@@ -110,14 +90,8 @@ def build_network(name: str) -> nn.Module:
         cfg = Config.fromfile(config_path(f'pretrain/partialnet_{arch.partition("-")[0]}_in1k.py'))
         cfg.model.backbone.arch = arch
         return build_config(cfg)
-    if library == 'torchvision':
-        import torchvision
-        return torchvision.models.get_model(short, weights=None).eval()
-    if library == 'mmpretrain':
-        import mmpretrain
-        return mmpretrain.get_model(short, pretrained=False).eval()
-    import timm
-    return timm.create_model(short).eval()
+    library, _, short = name.rpartition(':')
+    return _models_of(library or 'timm')[1](short).eval()
 
 
 def build_config(cfg: Config) -> nn.Module:
@@ -129,18 +103,11 @@ def build_config(cfg: Config) -> nn.Module:
 
 
 def merge_network(model: nn.Module, shape: Sequence[int]) -> MergedNorms:
-    """Merges all batch norms of a network that can be merged, as for deployment, in place.
+    """Merges all batch norms of a network on the CPU that can be merged, as for deployment, in place.
 
     The network's own method comes first (PartialNet, RepVGG, LeViT, ...), then each norm after a convolution or linear
-    layer is folded. The norms get random weights and statistics before, so that a wrong merge shows in the output.
-
-    Args:
-        model: On the CPU, in evaluation mode. It returns one tensor or several.
-        shape: (H, W) of the images whose outputs are compared.
-
-    Raises:
-        RuntimeError: If the merged network computes something else. A network that does not accept the shape raises
-            errors of its own.
+    layer is folded. The norms get random weights and statistics before, so that a wrong merge changes the output for
+    images of ``shape`` (H, W), which raises a RuntimeError.
     """
     images = torch.randn(2, 3, *shape)
     before = _count_norms(model)

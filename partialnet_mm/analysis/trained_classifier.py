@@ -23,18 +23,10 @@ BORDER = 0.1
 
 def load_classifier(config: str, checkpoint: str, cfg_options: dict | None = None,
                     device: str = 'cpu') -> 'ImageClassificationInferencer':
-    """Builds the classifier of a config of mmpretrain with the weights of a checkpoint, which must hold every tensor.
+    """mmpretrain's inferencer of a classifier's config, with the weights of a checkpoint that must hold every tensor.
 
-    Afterwards mmengine's default scope is 'mmpretrain'.
-
-    Returns:
-        mmpretrain's inferencer: its ``model`` in evaluation mode; ``preprocess``, the config's test pipeline;
-        ``classes``, None where the checkpoint names none.
-
-    Raises:
-        FileNotFoundError: If config or checkpoint do not exist.
-        ValueError: If the config is not of a classifier, or the checkpoint cannot be read or belongs to another
-            network.
+    Its ``model`` is in evaluation mode, ``preprocess`` is the config's test pipeline, and ``classes`` is None where the
+    checkpoint names none. Afterwards mmengine's default scope is 'mmpretrain'.
     """
     if not os.path.isfile(config):
         raise FileNotFoundError(f'config {config!r} does not exist')
@@ -61,11 +53,7 @@ def load_classifier(config: str, checkpoint: str, cfg_options: dict | None = Non
 
 
 def prepare(classifier: 'ImageClassificationInferencer', images: Sequence[str | np.ndarray]) -> Tensor:
-    """Images, files or (H, W, 3) in BGR, after test pipeline and normalization: (B, C, H, W) on the model's device.
-
-    Raises:
-        ValueError: If the pipeline returns different sizes.
-    """
+    """Images, files or (H, W, 3) in BGR, after test pipeline and normalization: (B, C, H, W) on the model's device."""
     batches = [classifier.model.data_preprocessor(data, False)['inputs'] for data in classifier.preprocess(images)]
     shapes = {tuple(batch.shape[1:]) for batch in batches}
     if len(shapes) > 1:
@@ -75,13 +63,10 @@ def prepare(classifier: 'ImageClassificationInferencer', images: Sequence[str | 
 
 
 def seen_box(classifier: 'ImageClassificationInferencer', height: int, width: int) -> tuple[int, int, int, int]:
-    """The rectangle of an image of so many pixels that reaches the network: test pipelines resize and crop.
+    """The rectangle of an image of so many pixels that the test pipeline passes to the network.
 
-    An image of known ramps goes through the pipeline. The result holds for any pipeline that keeps horizontal lines
-    horizontal and flips nothing.
-
-    Returns:
-        Left, top, right and bottom in pixels of the image, right and bottom exclusive.
+    Returns left, top, right and bottom in pixels, right and bottom exclusive. An image of known ramps goes through the
+    pipeline, so the result holds for any pipeline that keeps horizontal lines horizontal and flips nothing.
     """
     ramps = np.zeros((height, width, 3), np.uint8)
     ramps[..., 0] = np.round(np.linspace(0, 255, width))
@@ -100,11 +85,7 @@ def seen_box(classifier: 'ImageClassificationInferencer', height: int, width: in
 
 
 def find_class(classes: Sequence[str] | None, count: int, given: str) -> int:
-    """The index of a class by its name or index; ``classes`` are the names of ``count`` classes, None if unknown.
-
-    Raises:
-        ValueError: If there is no such class.
-    """
+    """The index of a class by its name or index; ``classes`` are the names of ``count`` classes, None if unknown."""
     names: list[str] = list(classes or ())
     if given in names:
         return names.index(given)

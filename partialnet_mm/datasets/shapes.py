@@ -15,21 +15,15 @@ _MAX_COVERED = 0.1
 _MIN_CONTRAST = 120
 
 
-def write_shapes_dataset(root: str | Path,
-                         images: dict[str, int],
-                         size: int = 256,
-                         seed: int = 0) -> dict[str, int]:
+def write_shapes_dataset(root: str | Path, images: dict[str, int], size: int = 256, seed: int = 0) -> dict[str, int]:
     """Draws images of shapes on textured backgrounds, with COCO annotations.
 
-    Each image shows one to four discs (ellipses), boxes and triangles of random
-    size, angle and texture that partly cover each other. The same arguments
-    give the same files.
+    Each image shows one to four discs (ellipses), boxes and triangles of random size, angle and texture that partly
+    cover each other. The same arguments give the same files.
 
     Args:
-        root: Output folder: images go to ``root/<split>/``, annotations to
-            ``root/annotations/instances_<split>.json``.
-        images: Number of images of each split, e.g.
-            ``dict(train=240, val=48)``.
+        root: Output folder: images go to ``root/<split>/``, annotations to ``root/annotations/instances_<split>.json``.
+        images: Number of images of each split, e.g. ``dict(train=240, val=48)``.
         size: Height and width in pixels. Defaults to 256.
         seed: Seed of the random numbers. Defaults to 0.
 
@@ -125,10 +119,6 @@ def _shape_mask(rng: np.random.Generator, size: int, category: int) -> np.ndarra
 def _annotate(annotation_id: int, image_id: int, category: int, mask: np.ndarray) -> dict:
     encoded = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
     return dict(
-        id=annotation_id,
-        image_id=image_id,
-        category_id=category + 1,
+        id=annotation_id, image_id=image_id, category_id=category + 1, area=float(mask_utils.area(encoded)), iscrowd=0,
         bbox=[float(value) for value in mask_utils.toBbox(encoded)],
-        area=float(mask_utils.area(encoded)),
-        segmentation=dict(size=encoded['size'], counts=encoded['counts'].decode('ascii')),
-        iscrowd=0)
+        segmentation=dict(size=encoded['size'], counts=encoded['counts'].decode('ascii')))

@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Networks as ONNX models, and ONNX models held against the networks that they came from."""
+"""Export of networks as ONNX models, and comparison of ONNX models with their networks."""
 import importlib.util
 import inspect
 import tempfile
@@ -16,18 +16,13 @@ if TYPE_CHECKING:
 
 #: Name of the input of every model that is written here.
 INPUT = 'images'
-#: What a network of any size is traced at: no two of its sizes are equal, and no map has a side of one place,
-#: which torch's exporter would take for a constant.
+#: Height and width at which a network for any size is traced: no two sizes are equal, and no feature map has a side of
+#: one pixel, which torch's exporter would take for a constant.
 TRACED_SIZE = (96, 128)
 
 
 def require_onnx() -> None:
-    """Checks that what writes and runs ONNX models is installed.
-
-    Raises:
-        ImportError: If a package is missing, with the command that installs
-            it.
-    """
+    """Raises an ImportError with the command that installs what is missing to write and run ONNX models."""
     needed = ['onnx', 'onnxruntime'] + (['onnxscript'] if _has_graph_exporter() else [])
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -36,31 +31,19 @@ def require_onnx() -> None:
 
 def to_onnx(network: nn.Module, input_shape: Sequence[int], output_names: Sequence[str],
             dynamic: bool = True) -> 'onnx.ModelProto':
-    """Writes a network as an ONNX model.
-
-    torch's exporter of graphs is used where it is torch's own default, the
-    older one, which traces TorchScript, elsewhere.
+    """Writes a network as an ONNX model, by torch's default exporter: of graphs, or in torch 2.1 of TorchScript.
 
     Args:
-        network: In evaluation mode, on the CPU; from one tensor
-            (B, C, H, W) to a tensor or a tuple of them.
-        input_shape: (B, C, H, W). Where ``dynamic``, only C
-            matters.
-        output_names: A name for each output.
-        dynamic: Whether batch, height and width are left open.
-            Otherwise the model takes ``input_shape`` alone. Defaults to True.
-
-    Returns:
-        onnx.ModelProto: The model; its input is :data:`INPUT`.
-
-    Raises:
-        ImportError: If a package is missing.
+        network: In evaluation mode, on the CPU; from one tensor (B, C, H, W) to a tensor or a tuple of them.
+        input_shape: (B, C, H, W). Where ``dynamic``, only C matters.
+        output_names: A name for each output. The input is :data:`INPUT`.
+        dynamic: Whether the model takes any batch, height and width, or ``input_shape`` alone. Defaults to True.
     """
     require_onnx()
     import onnx
     shape = (2, input_shape[1], *TRACED_SIZE) if dynamic else tuple(input_shape)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    # Warnings are of tracing, which is checked by its results, and of names that exporters give up.
+    # The warnings concern tracing, whose results are checked, and names that exporters change.
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         path = str(Path(folder) / 'network.onnx')
@@ -69,35 +52,12 @@ def to_onnx(network: nn.Module, input_shape: Sequence[int], output_names: Sequen
         return onnx.load(path)
 
 
-def add_metadata(model: 'onnx.ModelProto', metadata: dict[str, str]) -> None:
-    """Adds texts to an ONNX model, in the place of what it has.
-
-    Args:
-        model: The model.
-        metadata: Names and texts.
-    """
-    del model.metadata_props[:]
-    for name, text in metadata.items():
-        model.metadata_props.add(key=name, value=text)
-
-
 def differences(model: 'onnx.ModelProto', network: nn.Module, shapes: Sequence[Sequence[int]]) -> list[float]:
-    """How far an ONNX model, in onnxruntime on the CPU, is from its network.
+    """Relative differences between an ONNX model, in onnxruntime on the CPU, and its network in evaluation mode.
 
-    Args:
-        model: The model.
-        network: What it was made of, in evaluation mode.
-        shapes: Shapes of the random images,
-            (B, C, H, W) each.
-
-    Returns:
-        list[float]: For each shape the largest difference of any output, over
-        that output's largest value; infinite where the shapes of the outputs
-        differ, NaN where one has a NaN.
-
-    Raises:
-        ImportError: If a package is missing.
-        ValueError: If onnxruntime cannot run the model.
+    For each shape (B, C, H, W) of random images, it is the largest difference of any output over that output's largest
+    value; infinite where the shapes of the outputs differ, NaN where one has a NaN. A ValueError is raised where
+    onnxruntime cannot run the model.
     """
     require_onnx()
     import onnxruntime
@@ -138,8 +98,8 @@ def _export_graph(network: nn.Module, images: Tensor, path: str, output_names: l
     if dynamic:
         shapes = ({0: torch.export.Dim('batch'), 2: torch.export.Dim('height', min=64),
                    3: torch.export.Dim('width', min=64)}, )
-    # The exporter writes attention as matrix products; traced with another kernel, whose output lies otherwise in
-    # memory, it would not find the shape that follows.
+    # The exporter writes attention as matrix products. Another kernel returns another memory format, and the exporter
+    # would then fail to infer the shape that follows.
     with sdpa_kernel(SDPBackend.MATH):
         torch.onnx.export(network, (images, ), path, input_names=[INPUT], output_names=output_names, opset_version=18,
                           dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False)

@@ -5,6 +5,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from .findings import Finding
@@ -12,8 +13,8 @@ from .images import check_image, sample
 
 #: Number of pixels by which rounding may move a box or a mask over the border.
 MARGIN = 1.
-#: Errors that mmdet can train with, and the fraction of all annotations up to which they do not stop a training: a few
-#: among hundreds of thousands are the noise of a large data set, a few among hundreds are a mistake.
+#: Errors that mmdet can train with, and the fraction of all annotations up to which they do not stop a training: few
+#: are the noise of a large data set, many are a mistake.
 TOLERATED = ('box outside', 'mask outside', 'mask malformed')
 TOLERATED_FRACTION = 1e-3
 
@@ -28,12 +29,10 @@ def check_coco(ann_file: str,
     Args:
         ann_file: The annotation file.
         image_folder: Folder that the images' file names are relative to.
-        classes: Classes that the training uses, None for all of the file.
-            Defaults to None.
+        classes: Classes that the training uses, None for all of the file. Defaults to None.
         masks: Whether the training needs masks. Defaults to True.
-        images: Number of images to decode, evenly spread over the file, None
-            for all. Whether the file exists is checked for every image.
-            Defaults to 200.
+        images: Number of images to decode, evenly spread over the file, None for all. Whether the file exists is
+            checked for every image. Defaults to 200.
 
     Returns:
         Errors and notes.
@@ -80,19 +79,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+@dataclass
 class _CocoChecks:
-    """The checks of one file; later checks use what earlier ones found."""
+    """The checks of one file; later checks use the images and categories that earlier ones found."""
 
-    def __init__(self, ann_file: str, image_folder: str, content: dict[str, list[dict]],
-                 classes: Sequence[str] | None, masks: bool, images: int | None) -> None:
-        self.ann_file = ann_file
-        self.image_folder = image_folder
-        self.content = content
-        self.classes = classes
-        self.masks = masks
-        self.images = images
-        self.image_by_id: dict[Any, dict] = {}
-        self.name_by_category: dict[Any, Any] = {}
+    ann_file: str
+    image_folder: str
+    content: dict[str, list[dict]]
+    classes: Sequence[str] | None
+    masks: bool
+    images: int | None
+    image_by_id: dict[Any, dict] = field(default_factory=dict)
+    name_by_category: dict[Any, Any] = field(default_factory=dict)
 
     def run(self) -> Iterator[Finding]:
         yield from self._check_categories()

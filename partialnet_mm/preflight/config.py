@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from .coco import check_coco
 from .findings import Finding, errors_in, format_findings
@@ -16,16 +16,13 @@ def check_config(cfg: Config,
                  splits: Sequence[str] = ('train', 'val', 'test')) -> list[Finding]:
     """Checks the data of a config, without building anything.
 
-    It knows COCO format (``CocoDataset``) and folders of classes (``ImageNet``
-    and ``CustomDataset`` of mmpretrain), also inside wrappers such as
-    RepeatDataset and ConcatDataset. Other data sets give a note.
+    It knows COCO format (``CocoDataset``) and folders of classes (``ImageNet`` and ``CustomDataset`` of mmpretrain),
+    also inside wrappers such as RepeatDataset and ConcatDataset. Other data sets give a note.
 
     Args:
         cfg: Any OpenMMLab config.
-        images: Number of images to decode of each data set, None for all.
-            Defaults to 200.
-        splits: Splits whose data to check. Defaults to ('train', 'val',
-            'test').
+        images: Number of images to decode of each data set, None for all. Defaults to 200.
+        splits: Splits whose data to check. Defaults to ('train', 'val', 'test').
 
     Returns:
         Errors and notes; data that two loaders share is checked once.
@@ -45,11 +42,7 @@ def check_config(cfg: Config,
 
 
 def stop_on_errors(findings: Sequence[Finding]) -> None:
-    """Raises if a training must not start.
-
-    Raises:
-        ValueError: With the report.
-    """
+    """Raises a ValueError with the report if a training must not start."""
     errors = errors_in(findings)
     if errors:
         raise ValueError(f'{len(errors)} errors in the data; no training was started\n{format_findings(findings)}')
@@ -64,6 +57,14 @@ def leaf_datasets(dataset: dict) -> Iterator[dict]:
             yield from leaf_datasets(member)
     else:
         yield dataset
+
+
+def dicts_with(node: object, key: str) -> Iterator[ConfigDict]:
+    """All dicts in a tree of dicts and lists that have a key."""
+    if isinstance(node, dict) and key in node:
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        yield from dicts_with(child, key)
 
 
 def image_folders(dataset: dict) -> list[str]:
@@ -108,24 +109,16 @@ def _classes_of(dataset: Any) -> list[str] | None:
 
 def _check_num_classes(cfg: Config, ann_file: str, classes: Sequence[str] | None) -> Iterator[Finding]:
     for name in ('bbox_head', 'mask_head'):
-        for head in _heads(cfg.get('model'), name):
-            count = head.get('num_classes')
-            if classes is not None and count is not None and count != len(classes):
-                yield Finding('number of classes', ann_file, f'model {name}',
-                              f'num_classes is {count}, but the data set has {len(classes)} classes: {list(classes)}')
-
-
-def _heads(node: Any, name: str) -> Iterator[Any]:
-    if isinstance(node, dict):
-        for key, child in node.items():
-            if key == name:
-                yield from child if isinstance(child, (list, tuple)) else [child]
-            else:
-                yield from _heads(child, name)
+        for owner in dicts_with(cfg.get('model'), name):
+            for head in owner[name] if isinstance(owner[name], (list, tuple)) else [owner[name]]:
+                count = head.get('num_classes')
+                if classes is not None and count is not None and count != len(classes):
+                    yield Finding('number of classes', ann_file, f'model {name}', f'num_classes is {count}, but the '
+                                  f'data set has {len(classes)} classes: {list(classes)}')
 
 
 def _check_evaluator(cfg: Config, split: str) -> Iterator[Finding]:
-    """The metric must use the annotations of the images that it evaluates."""
+    """A metric must use the annotations of the images that it evaluates."""
     evaluator = cfg.get(f'{split}_evaluator')
     loader = cfg.get(f'{split}_dataloader')
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:

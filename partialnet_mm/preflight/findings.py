@@ -9,19 +9,11 @@ SHOWN = 5
 
 
 class Finding(NamedTuple):
-    """One thing about a data set that is wrong, or worth knowing.
+    """A defect of a data set or, as a ``note``, something that does not stop a training."""
 
-    Attributes:
-        kind: Groups findings in a report, e.g. 'box outside'.
-        file: The file or folder, e.g. 'annotations.json'.
-        where: Where in the file, e.g. 'annotation 7 of image 3 (a.jpg)'.
-        text: What is wrong.
-        note: Whether it does not stop a training. Defaults to False.
-    """
-
-    kind: str
-    file: str
-    where: str
+    kind: str  # groups findings in a report, e.g. 'box outside'
+    file: str  # the file or folder
+    where: str  # in the file, e.g. 'annotation 7 of image 3 (a.jpg)'
     text: str
     note: bool = False
 
@@ -36,11 +28,7 @@ def errors_in(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def format_findings(findings: Sequence[Finding]) -> str:
-    """A report of several lines: errors first, at most :data:`SHOWN` of each kind in full, and the number of others.
-
-    Args:
-        findings: Findings of one or more data sets.
-    """
+    """A report of several lines: errors first, at most :data:`SHOWN` of each kind in full, and the number of others."""
     groups: dict[tuple, list[Finding]] = defaultdict(list)
     for finding in sorted(findings, key=lambda finding: finding.note):
         groups[finding.note, finding.kind].append(finding)

@@ -9,17 +9,9 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.webp')
 
 
 def check_image_folder(folder: str, num_classes: int | None = None, images: int | None = 200) -> list[Finding]:
-    """Checks a folder of class folders, as ImageNet's.
+    """Checks a folder of class folders, such as ImageNet's; returns errors and notes.
 
-    Args:
-        folder: Folder with one folder per class.
-        num_classes: Number of classes of the model, None if unknown. Defaults
-            to None.
-        images: Number of images to decode, evenly spread over the folder, None
-            for all. Defaults to 200.
-
-    Returns:
-        Errors and notes.
+    ``images`` is the number of images to decode, evenly spread over the folder, None for all.
     """
     if not os.path.isdir(folder):
         return [Finding('image folder missing', folder, '', 'the folder does not exist')]

@@ -14,15 +14,9 @@ ORIENTATION, ROTATED = 0x0112, (5, 6, 7, 8)
 
 
 def check_image(path: str, size: tuple[int, int] | None = None) -> list[Finding]:
-    """Decodes an image and compares its size.
+    """Decodes an image; returns one error, or nothing.
 
-    Args:
-        path: The image file.
-        size: Width and height in the annotations, after the rotation by EXIF
-            that OpenCV does, None to compare nothing. Defaults to None.
-
-    Returns:
-        One error, or nothing.
+    ``size`` is width and height in the annotations, after the rotation by EXIF that OpenCV does.
     """
     if not os.path.exists(path):
         return [Finding('image missing', path, '', 'the file does not exist')]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from partialnet_mm.deploy import onnx_export
-from partialnet_mm.deploy.onnx_export import add_metadata, differences, to_onnx
+from partialnet_mm.deploy.onnx_export import differences, to_onnx
 from tests.helpers.libraries import ROOT
 from tests.helpers.tiny_models import CLASSES, write_checkpoint, write_config
 from tests.helpers.tool_scripts import run_main
@@ -160,5 +160,3 @@ def test_differences_are_found():
     assert other == float('inf')
     with pytest.raises(ValueError, match=r'cannot run the model on images of shape \(1, 1, 9, 8\)'):
         differences(model, network, [(1, 1, 9, 8)])
-    add_metadata(model, dict(a='b'))
-    assert [(entry.key, entry.value) for entry in model.metadata_props] == [('a', 'b')]

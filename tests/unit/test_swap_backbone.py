@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
 from partialnet_mm import PartialNet, swap_backbone
-from partialnet_mm.analysis.feature_maps import FeatureMap, measure_backbone
+from partialnet_mm.swap_backbone import FeatureMap, measure_backbone
 from tests.helpers.batches import loss_of, predictions_of, random_batch
 from tests.helpers.libraries import ROOT, build_model, parameters_without_gradient, shipped_config
 

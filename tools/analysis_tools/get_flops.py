@@ -5,7 +5,7 @@ import argparse
 import torch
 from torch import nn
 
-from partialnet_mm.analysis.build import PROPOSALS, build_model, forward_detector
+from partialnet_mm.analysis.build import PROPOSALS, Detector, build_model
 from partialnet_mm.analysis.commands import positive
 from partialnet_mm.analysis.flops import multiply_adds_by_layer
 from partialnet_mm.analysis.measure import markdown_table
@@ -49,7 +49,7 @@ def main() -> None:
         parser.exit(1, f'{args.config}: {error}\n')
     image = torch.zeros(1, cfg.model.get('backbone', {}).get('in_channels', 3), height, width)
     if cfg.default_scope == 'mmdet':
-        counts = multiply_adds_by_layer(model, lambda: forward_detector(model, image))
+        counts = multiply_adds_by_layer(model, lambda: Detector(model)(image))
     else:
         counts = multiply_adds_by_layer(model, lambda: model(image, mode='tensor'))
 

@@ -19,7 +19,7 @@ from partialnet_mm.analysis.build import build_model
 from partialnet_mm.checkpoint.atomic import refuse_overwrite, write_atomically
 from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.converters.publish import strip_checkpoint
-from partialnet_mm.deploy.onnx_export import INPUT, add_metadata, differences, require_onnx, to_onnx
+from partialnet_mm.deploy.onnx_export import INPUT, differences, require_onnx, to_onnx
 from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
 from partialnet_mm.models import PartialNet, SplitGates, merge_model
 from partialnet_mm.version import __version__
@@ -168,7 +168,8 @@ def main() -> None:
     outputs = ['logits'] if whole else [f'stage{i + 1}' for i in backbone.out_indices]
     with log.status('exporting'):
         exported = to_onnx(network, (1, backbone.in_channels, *args.shape), outputs, not args.static)
-    add_metadata(exported, describe(cfg, args, backbone, meta, outputs))
+    from onnx.helper import set_model_props  # after require_onnx, which reports a missing package
+    set_model_props(exported, describe(cfg, args, backbone, meta, outputs))
     if not args.no_check:
         shapes = checked_shapes(args, backbone.in_channels)
         with log.status('running in onnxruntime'):

@@ -12,32 +12,23 @@ from torch import nn
 class PartialNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
     """Gives earlier layers of a pretrained backbone smaller learning rates.
 
-    The learning rate of a parameter in layer i of n is multiplied by
-    ``decay_rate ** (n - 1 - i)``. The backbone's ``get_layer_depth`` defines
-    the layers, as in :class:`PartialNet` and mmpretrain's backbones: for
-    PartialNet, layer 0 is the stem and each block is a layer. Parameters
-    outside the backbone, and the norms of its outputs, keep the full rate. The
-    rates are those of mmpretrain's
-    ``LearningRateDecayOptimWrapperConstructor``, which works for classifiers
-    only; this one also works for detectors and segmentors.
+    The learning rate of a parameter in layer i of n is multiplied by ``decay_rate ** (n - 1 - i)``. The backbone's
+    ``get_layer_depth`` defines the layers, as in :class:`PartialNet` and mmpretrain's backbones: for PartialNet, layer
+    0 is the stem and each block is a layer. Parameters outside the backbone, and the norms of its outputs, keep the
+    full rate. The rates are those of mmpretrain's ``LearningRateDecayOptimWrapperConstructor``, which works for
+    classifiers only; this one also works for detectors and segmentors.
 
-    Everything else is mmengine's ``DefaultOptimWrapperConstructor``: the other
-    keys of ``paramwise_cfg`` have the same meaning, and learning rates that
-    they set are decayed as well.
+    The other keys of ``paramwise_cfg`` have the same meaning as in mmengine's ``DefaultOptimWrapperConstructor``, and
+    learning rates that they set are decayed as well.
 
     Args:
-        optim_wrapper_cfg: Config of the optimizer wrapper. Its ``optimizer``
-            must have an ``lr``.
-        paramwise_cfg: ``decay_rate`` in (0, 1], required, and any of
-            ``custom_keys``, ``bias_lr_mult``, ``bias_decay_mult``,
-            ``norm_decay_mult``, ``dwconv_decay_mult``, ``flat_decay_mult``,
-            ``dcn_offset_lr_mult`` and ``bypass_duplicate``. Defaults to None,
-            which is an error.
+        optim_wrapper_cfg: Config of the optimizer wrapper. Its ``optimizer`` must have an ``lr``.
+        paramwise_cfg: ``decay_rate`` in (0, 1], required, and any of ``allowed_keys``. Defaults to None, which is an
+            error.
 
     Raises:
-        ValueError: If ``decay_rate`` is missing or out of range, a key is
-            unknown, or the optimizer has no ``lr``; when it is called, if the
-            model has no backbone with ``get_layer_depth``.
+        ValueError: If ``decay_rate`` is missing or out of range, a key is unknown, or the optimizer has no ``lr``; when
+            it is called, if the model has no backbone with ``get_layer_depth``.
 
     Example:
         >>> optim_wrapper = dict(
@@ -64,17 +55,7 @@ class PartialNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
                    is_dcn_module: int | float | None = None) -> None:
-        """Adds a group for each parameter, as mmengine's constructor does, and decays the learning rates.
-
-        Args:
-            params: Parameter groups, changed in place.
-            module: The model or a module of it.
-            prefix: Name of the module, '' for the model. Defaults to ''.
-            is_dcn_module: As in mmengine. Defaults to None.
-
-        Raises:
-            ValueError: If the model has no backbone with ``get_layer_depth``.
-        """
+        """Adds a group for each parameter, as mmengine's constructor does, and decays the learning rates."""
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix == '':  # mmengine's method calls this one for every module; the whole model is the last to return
             self._decay(params, module)
@@ -100,10 +81,7 @@ class PartialNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
 
 def _backbones_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The innermost modules with ``get_layer_depth``, by the prefix of their parameters' names.
-
-    mmpretrain's classifiers also have the method; it calls the backbone's.
-    """
+    """The innermost modules with ``get_layer_depth``, by the prefix of their parameters' names."""
     found = {f'{name}.' if name else '': module for name, module in model.named_modules()
              if hasattr(module, 'get_layer_depth')}
     return {prefix: module for prefix, module in found.items()

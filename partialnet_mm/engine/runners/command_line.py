@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The front door of the tools: from a command line to a config, and from it to an mmengine runner."""
+"""From a command line to a config, and from a config to an mmengine runner: all tools start here."""
 import argparse
 import atexit
 import logging
@@ -36,7 +36,7 @@ class KeyValues(DictAction):
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of every tool that takes a config: what :func:`load_config` reads."""
+    """Adds the arguments that :func:`load_config` reads."""
     parser.add_argument('config', help='config file')
     parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',
                         help='changes to the config, e.g. optim_wrapper.optimizer.lr=1e-4 classes="[\'a\',\'b\']"')
@@ -49,7 +49,7 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the tools that build a runner: what :func:`load_runner_config` reads, and more."""
+    """Adds the arguments that :func:`load_runner_config` reads, ``--trust-checkpoint`` and ``--skip-preflight``."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
     add_trust_argument(parser)
     parser.add_argument('--skip-preflight', action='store_true', help='do not check the data first')
@@ -60,19 +60,11 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
-    """Reads a config with the changes of the command line; the one way from a file to a config in the tools.
+    """Reads a config with the changes of the command line and the settings of an own-data config.
 
-    From here on, mmengine reads checkpoints by :func:`read_checkpoint`.
-
-    Args:
-        parser: Reports what is wrong.
-        args: With ``config`` and ``cfg_options``.
-        splits: Splits whose data the tool will read. Those of an own-data
-            config must exist. Defaults to ().
-
-    Raises:
-        SystemExit: With a usage line and status 2, if the file does not exist
-            or the settings of an own-data config are wrong.
+    From here on, mmengine reads checkpoints by :func:`read_checkpoint`. ``args`` has ``config`` and ``cfg_options``. The
+    data of ``splits`` must exist if the config is an own-data config. A wrong argument ends the process with a usage
+    line and status 2.
     """
     if not os.path.isfile(args.config):
         parser.error(f'config {args.config!r} does not exist')
@@ -86,11 +78,7 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, split
 
 
 def load_runner_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str]) -> Config:
-    """Reads a config by :func:`load_config` and sets launcher and work folder.
-
-    Raises:
-        SystemExit: Also if the launcher needs GPUs and there are none.
-    """
+    """Reads a config by :func:`load_config` and sets launcher and work folder; slurm and mpi need GPUs."""
     if args.launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
         parser.error(f'--launcher {args.launcher} needs GPUs, and torch sees none; without them, dist_train.sh and '
                      'dist_test.sh start processes on the CPU')
@@ -105,7 +93,7 @@ def load_runner_config(parser: argparse.ArgumentParser, args: argparse.Namespace
 
 
 def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[str]) -> None:
-    """Stops with the findings if the data of the config has errors; one process of the job checks."""
+    """Ends the process with the findings if the data of the config has errors; one process of the job checks."""
     if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))) > 0:
         return
     findings = check_config(cfg, splits=splits)
@@ -195,8 +183,8 @@ def one_sentence_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
 def leave() -> None:
     """Ends a process that has done its work; call it last.
 
-    Processes that talked over gloo end at once, after all exit handlers: as the interpreter takes itself apart, gloo's
-    threads sometimes abort them, and torchrun would report a failure.
+    Processes that used gloo end at once, after all exit handlers: during the interpreter's own exit gloo's threads
+    sometimes abort them, and torchrun would report a failure.
     """
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == 'gloo':
         atexit._run_exitfuncs()

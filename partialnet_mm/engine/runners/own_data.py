@@ -1,19 +1,19 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The own-data config: three settings at its top level, written wherever mmdet reads them."""
+"""The own-data config: three settings at its top level, written to the positions where mmdet reads them."""
 import contextlib
 import copy
 import functools
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ...preflight import leaf_datasets
+from ...preflight import dicts_with, leaf_datasets
 
 SPLITS = ('train', 'val', 'test')
 
@@ -28,35 +28,28 @@ def apply_own_data_settings(cfg: Config, splits: Sequence[str] = SPLITS) -> Conf
 
     An own-data config has ``own_data = True`` and, at its top level:
 
-    - ``data_root``: Folder of the data. Every data set gets it, and every
-      metric its annotation file below it.
-    - ``classes``: Names of the classes to train, or None for all categories of
-      the annotations. Every data set gets the names, every head their number.
-      mmdet numbers classes in the order of the annotation file, so the names
-      are put into that order.
-    - ``checkpoint``: A checkpoint of the pretraining, or None for random
-      weights. The backbone gets it.
+    - ``data_root``: Folder of the data. Every data set gets it, and every metric its annotation file below it.
+    - ``classes``: Names of the classes to train, or None for all categories of the annotations. Every data set gets the
+      names, every head their number. mmdet numbers classes in the order of the annotation file, so the names are put
+      into that order.
+    - ``checkpoint``: A checkpoint of the pretraining, or None for random weights. The backbone gets it.
 
-    The function is idempotent. It reads no file for a data set that has the
-    settings already, so the config that a training saves loads on a machine
-    without the data.
+    The function is idempotent. It reads no file for a data set that has the settings already, so the config that a
+    training saves loads on a machine without the data.
 
     Args:
         cfg: Any config, with the changes of the command line.
-        splits: Splits whose data will be read: their files must exist and have
-            the classes. The others get the settings unchecked; with no split
-            and neither classes nor annotations, the number of classes stays as
-            the config has it. Defaults to ('train', 'val', 'test').
+        splits: Splits whose data will be read: their files must exist and have the classes. The others get the settings
+            unchecked; with no split and neither classes nor annotations, the number of classes stays as the config has
+            it. Defaults to ('train', 'val', 'test').
 
     Returns:
         A changed copy of an own-data config, or ``cfg`` itself.
 
     Raises:
-        ValueError: If ``data_root`` or ``classes`` are no names, a class is
-            missing in the annotations, annotation files have the classes in
-            different orders, or a file is not in COCO format.
-        FileNotFoundError: If the data root, an annotation file or a folder of
-            images does not exist.
+        ValueError: If ``data_root`` or ``classes`` are no names, a class is missing in the annotations, annotation
+            files have the classes in different orders, or a file is not in COCO format.
+        FileNotFoundError: If the data root, an annotation file or a folder of images does not exist.
     """
     if not is_own_data_config(cfg):
         return cfg
@@ -83,7 +76,7 @@ def apply_own_data_settings(cfg: Config, splits: Sequence[str] = SPLITS) -> Conf
                 metric.ann_file = os.path.join(root, found[0].ann_file)
     if classes:
         cfg.classes = classes
-        for head in _dicts_with(cfg.model, 'num_classes'):
+        for head in dicts_with(cfg.model, 'num_classes'):
             head.num_classes = len(classes)
     if cfg.get('checkpoint'):
         cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=cfg.checkpoint, prefix='backbone.')
@@ -94,10 +87,8 @@ def apply_own_data_settings(cfg: Config, splits: Sequence[str] = SPLITS) -> Conf
 class CocoFormatRunner(Runner):
     """mmengine's runner, for own-data configs that the scripts of another library start.
 
-    The tools of this project apply the settings when they load a config and
-    need no runner of their own. Where a config says
-    ``runner_type='CocoFormatRunner'``, any script that builds its runner from
-    the registry does the same.
+    The tools of this project apply the settings when they load a config and need no runner of their own. With
+    ``runner_type='CocoFormatRunner'`` in the config, any script that builds its runner from the registry does the same.
     """
 
     @classmethod
@@ -167,11 +158,3 @@ def _read_categories(path: str) -> tuple[str, ...]:
             return tuple(category['name'] for category in json.load(file)['categories'])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'annotation file {path!r} is not in COCO format: {type(error).__name__}: {error}') from error
-
-
-def _dicts_with(node: object, key: str) -> Iterator[ConfigDict]:
-    """All dicts in a tree of dicts and lists that have a key."""
-    if isinstance(node, dict) and key in node:
-        yield node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        yield from _dicts_with(child, key)

@@ -6,6 +6,5 @@ from .layer import DPConv, build_dpconv
 from .objective import SearchObjective
 from .split_gates import SplitGates
 
-__all__ = [
-    'DPConv', 'DPConvChannelAttention', 'SearchObjective', 'SplitGates', 'build_dpconv', 'build_dpconv_classifier'
-]
+__all__ = ['DPConv', 'DPConvChannelAttention', 'SearchObjective', 'SplitGates', 'build_dpconv',
+           'build_dpconv_classifier']

@@ -1,6 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """A classifier that learns the split ratios of its backbone. Importing this needs mmpretrain."""
-
 from mmpretrain.models import ImageClassifier
 from torch import Tensor
 
@@ -14,40 +13,22 @@ class DPConvClassifier(ImageClassifier):
     Its loss is that of :class:`SearchObjective`, term by term.
 
     Args:
-        backbone: Network with DPConv layers, as a PartialNet of
-            ``token_mixers='dpconv'``.
-        neck: Defaults to None.
-        head: Defaults to None.
-        kappa: Budget, see :class:`SearchObjective`. Defaults to 4.
-        cost_exponent: w of the paper, negative. Defaults to -0.01.
-        order_weight: lambda of the paper. Defaults to 0.9.
-        warmup_epochs: Epochs with fixed ratios, which need
-            :class:`RatioHook`. Defaults to 0.
-        start_kappa: Budget whose ratio all layers start at;
-            None for ``kappa``, 1 for all channels. Defaults to None.
-        pretrained, train_cfg, data_preprocessor, init_cfg: As in mmpretrain's
-            ImageClassifier.
+        backbone: Network with DPConv layers, such as a PartialNet of ``token_mixers='dpconv'``.
+        kappa, cost_exponent, order_weight, warmup_epochs: As in :class:`SearchObjective`; epochs with fixed ratios need
+            :class:`RatioHook`.
+        start_kappa: Budget whose ratio all layers start at; None for ``kappa``, 1 for all channels. Defaults to None.
+        neck, head, pretrained, train_cfg, data_preprocessor, init_cfg: As in mmpretrain's ImageClassifier.
 
     Raises:
-        ValueError: If an argument is outside its range or the network has no
-            DPConv.
+        ValueError: If an argument is outside its range or the network has no DPConv.
         TypeError: If an argument is unknown.
     """
 
     @named_arguments
-    def __init__(self,
-                 backbone: dict,
-                 neck: dict | None = None,
-                 head: dict | None = None,
-                 kappa: float = 4.,
-                 cost_exponent: float = -0.01,
-                 order_weight: float = 0.9,
-                 warmup_epochs: int = 0,
-                 start_kappa: float | None = None,
-                 pretrained: str | None = None,
-                 train_cfg: dict | None = None,
-                 data_preprocessor: dict | None = None,
-                 init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(self, backbone: dict, neck: dict | None = None, head: dict | None = None, kappa: float = 4.,
+                 cost_exponent: float = -0.01, order_weight: float = 0.9, warmup_epochs: int = 0,
+                 start_kappa: float | None = None, pretrained: str | None = None, train_cfg: dict | None = None,
+                 data_preprocessor: dict | None = None, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(backbone, neck, head, pretrained, train_cfg, data_preprocessor, init_cfg)
         self.objective = SearchObjective(self, kappa, cost_exponent, order_weight, warmup_epochs)
         self.objective.start_at_budget(start_kappa)

@@ -1,6 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """PAT_ch with a learned split ratio."""
-
 import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.registry import MODELS
@@ -14,24 +13,20 @@ from .split_gates import Channels, SplitGates
 
 @MODELS.register_module()
 class DPConvChannelAttention(nn.Module):
-    """PAT_ch whose split ratio is learned: what the convolution leaves goes to the channel attention.
+    """PAT_ch whose split ratio is learned: the channels that are not convolved go to the channel attention.
 
-    Beyond the paper, which searches with the identity in the attention's place
-    (:class:`DPConv`). For given gates it computes what
-    :class:`PartialChannelAttention` of their ratio does, in training and in
-    evaluation; :func:`fix_ratios` gives that layer its weights. The masks of
-    the attention are multilinear in the gates as those of the convolution are,
-    see :class:`SplitGates`.
+    This goes beyond the paper, which searches with the identity instead of the attention (:class:`DPConv`). For given
+    gates it computes what :class:`PartialChannelAttention` of their ratio does, in training and in evaluation;
+    :func:`fix_ratios` gives that layer its weights. The masks of the attention are multilinear in the gates as those of
+    the convolution are, see :class:`SplitGates`.
 
     Args:
         channels: Channels of the input and of the output, even.
         split_ratio: Ratio to start at, 1 / 2^z. Defaults to 1/4.
-        norm_cfg: Batch norm of the attended part and of its gate.
-            Defaults to ``dict(type='BN')``.
+        norm_cfg: Batch norm of the attended channels and of their gate. Defaults to ``dict(type='BN')``.
 
     Raises:
-        ValueError: If the width is odd or has no such ratio, or the norm is no
-            batch norm.
+        ValueError: If the width is odd or has no such ratio, or the norm is no batch norm.
     """
 
     def __init__(self, channels: int, split_ratio: float = 0.25, norm_cfg: dict = dict(type='BN')) -> None:
@@ -68,21 +63,12 @@ class DPConvChannelAttention(nn.Module):
 
 
 def channels_of(module: nn.Module, channels: Channels) -> dict[str, Tensor]:
-    """The state of a channel-wise module, or of a gate that mixes channels, for some of its channels only.
-
-    Args:
-        module: All its tensors have the channels as their first
-            dimension, or none at all; convolutions also as their second.
-        channels: Which to take.
-
-    Returns:
-        dict[str, Tensor]: By the names of the module's state dict.
-    """
+    """The state dict of a channel-wise module, or of a gate that mixes channels, for some of its channels only."""
     return {name: take_channels(tensor, channels) for name, tensor in module.state_dict(keep_vars=True).items()}
 
 
 def take_channels(tensor: Tensor, channels: Channels) -> Tensor:
-    """Some channels of a parameter or buffer: see :func:`channels_of`."""
+    """Some channels of a parameter or buffer: of its first dimension, and of the second of a convolution's weight."""
     if tensor.dim() == 0:  # a norm's count of batches
         return tensor
     tensor = tensor[channels]

@@ -18,18 +18,10 @@ def searched_layers(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def block_ratios(state_dict: dict[str, Tensor]) -> list[float]:
-    """The split ratios of a searched PartialNet, one a block, as ``PartialNet(split_ratio=[...])`` takes them.
+    """The split ratios in a state dict of a searched PartialNet, one per block, for ``PartialNet(split_ratio=[...])``.
 
-    Args:
-        state_dict: Of the backbone or of a model with it.
-
-    Returns:
-        list[float]: Learned ratios; of blocks that were not searched, the
-        ratio of their convolution.
-
-    Raises:
-        ValueError: If there are no DPConv layers, or some outside PartialNet's
-            blocks.
+    A block that was not searched has the ratio of its convolution. A ValueError is raised where there are no DPConv
+    layers, or some outside PartialNet's blocks.
     """
     layers = searched_layers(state_dict)
     outside = [name for name in layers if not _BLOCK.search(f'{name}.')]
@@ -51,26 +43,12 @@ def block_ratios(state_dict: dict[str, Tensor]) -> list[float]:
 
 
 def fix_ratios(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that remain when learned ratios are fixed.
+    """The weights that remain when learned ratios are fixed, from a state dict of a searched PartialNet.
 
-    A layer searched as 'dpconv' becomes one of 'partial_conv', and the
-    convolution of any token mixer with its ratio; 'dpconv_ch' becomes
-    'pat_ch'. The network of these token mixers and the ratios of
-    :func:`block_ratios` then computes what the searched one does in
-    evaluation.
-
-    Args:
-        state_dict: Of a searched PartialNet, or of a model
-            with it.
-
-    Returns:
-        dict[str, Tensor]: The same without gates, the mixers' tensors cut to
-        the channels that they keep.
-
-    Raises:
-        ValueError: If there is no searched PartialNet, or the gates of a layer
-            are out of order, so that other channels than the first are
-            convolved.
+    A layer searched as 'dpconv' becomes one of 'partial_conv', and the convolution of any token mixer with its ratio;
+    'dpconv_ch' becomes 'pat_ch'. The network of these token mixers and the ratios of :func:`block_ratios` then computes
+    what the searched one does in evaluation. A ValueError is raised where the gates of a layer are out of order, so
+    that other channels than the first are convolved.
     """
     block_ratios(state_dict)
     layers = searched_layers(state_dict)
@@ -88,10 +66,8 @@ def fix_ratios(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         if name.endswith(GATES):
             continue
-        part = name[len(layer) + 1:]
-        width = len(state_dict[f'{layer}.conv.weight'])
-        used, rest = partition_channels(layers[layer], width)
-        channels = used if part.startswith('conv.') else rest
+        used, rest = partition_channels(layers[layer], len(state_dict[f'{layer}.conv.weight']))
+        channels = used if name.startswith(f'{layer}.conv.') else rest
         # Without attended channels PAT_ch has no gate and no norm.
         if channels.start < channels.stop:
             fixed[name] = take_channels(tensor, channels).clone()

@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""What a search for split ratios minimizes: the task's loss, held to a budget (Eq. (9) of the paper)."""
+"""The objective of a search for split ratios: the task's loss, weighed by the budget (Eq. (9) of the paper)."""
 from numbers import Real
 
 import torch
@@ -13,36 +13,28 @@ Losses = dict[str, Tensor | list[Tensor]]
 class SearchObjective(nn.Module):
     """``L_task * (Z / R)^w + lambda * L_gate`` over all DPConv layers of a network (Eq. (6) to (9)).
 
-    R is the layers' cost, Z = sum(C^2) / kappa the budget; w is
-    ``cost_exponent`` where R > Z and else 0, so that the factor exceeds 1
-    exactly when the network is over its budget. L_gate is the order penalty of
+    R is the layers' cost, Z = sum(C^2) / kappa the budget; w is ``cost_exponent`` where R > Z and otherwise 0, so that
+    the factor exceeds 1 exactly when the network is over its budget. L_gate is the order penalty of
     :meth:`SplitGates.order_penalty`.
 
-    For the first epochs the ratios may stay as they are while the weights
-    learn. :class:`RatioHook` tells the epoch, which is part of checkpoints.
+    For the first epochs the ratios may stay fixed while the weights learn. :class:`RatioHook` sets the epoch, which
+    checkpoints contain.
 
     Args:
-        network: Holds the layers; the objective becomes a part of
-            it, and adds no weights.
-        kappa: Divides the cost of convolutions of all channels: 4 is
-            the cost of a split ratio of 1/4 everywhere. At least 1. Defaults
-            to 4.
-        cost_exponent: w, negative. Defaults to -0.01, as in the
-            official files.
+        network: Holds the layers. The objective becomes a module of it and adds no weights.
+        kappa: Divides the cost of convolutions of all channels: 4 is the cost of a split ratio of 1/4 everywhere. At
+            least 1. Defaults to 4.
+        cost_exponent: w, negative. Defaults to -0.01, as in the official files.
         order_weight: lambda. Defaults to 0.9.
         warmup_epochs: Epochs with fixed ratios. Defaults to 0.
 
     Raises:
-        ValueError: If an argument is outside its range, the network has no
-            DPConv, or the budget lies below its least cost.
+        ValueError: If an argument is outside its range, the network has no DPConv, or the budget is below its least
+            cost.
     """
 
-    def __init__(self,
-                 network: nn.Module,
-                 kappa: float = 4.,
-                 cost_exponent: float = -0.01,
-                 order_weight: float = 0.9,
-                 warmup_epochs: int = 0) -> None:
+    def __init__(self, network: nn.Module, kappa: float = 4., cost_exponent: float = -0.01,
+                 order_weight: float = 0.9, warmup_epochs: int = 0) -> None:
         super().__init__()
         kappa = _checked_kappa('kappa', kappa)
         if not isinstance(cost_exponent, Real) or not cost_exponent < 0:
@@ -51,7 +43,7 @@ class SearchObjective(nn.Module):
             raise ValueError(f'order_weight must be 0 or positive, got {order_weight!r}')
         if not isinstance(warmup_epochs, int) or warmup_epochs < 0:
             raise ValueError(f'warmup_epochs must be 0 or a positive int, got {warmup_epochs!r}')
-        # A plain dict, so that the gates are no second time part of the network's state.
+        # A plain dict, so that the network's state holds the gates once.
         self.layers = {name.rpartition('.')[0]: module for name, module in network.named_modules()
                        if isinstance(module, SplitGates)}
         if not self.layers:
@@ -73,14 +65,8 @@ class SearchObjective(nn.Module):
     def start_at_budget(self, kappa: float | None = None) -> None:
         """Sets all layers to the largest ratio that a budget allows them all; to their least where that is larger.
 
-        Args:
-            kappa: The budget; None for the objective's own,
-                which is what the paper's author does. With 1, all channels, a
-                search begins with layers that are trained and over budget,
-                and decides where to close them. Defaults to None.
-
-        Raises:
-            ValueError: If ``kappa`` is below 1.
+        ``kappa`` is the budget, at least 1; None, the objective's own, is the choice of the paper's author. With 1, all
+        channels, a search begins with layers that are trained and over budget, and decides where to close them.
         """
         kappa = self.kappa if kappa is None else _checked_kappa('start_kappa', kappa)
         for gates in self.layers.values():
@@ -88,15 +74,11 @@ class SearchObjective(nn.Module):
             gates.start_at(next((ratio for ratio in ratios if ratio * kappa <= 1), ratios[-1]))
 
     def set_epoch(self, epoch: int) -> None:
-        """Notes the epoch that begins, from 0; :class:`RatioHook` calls it."""
+        """Sets the epoch that begins, from 0; :class:`RatioHook` calls it."""
         self.epoch.fill_(epoch)
 
     def prepare(self) -> None:
-        """Brings the layers into the state of this epoch; to be called before the forward pass of each iteration.
-
-        Raises:
-            RuntimeError: If the epoch is needed and was never told.
-        """
+        """Brings the layers into the state of this epoch, which must be known; call it before the forward pass."""
         searching = True
         if self.warmup_epochs:
             if self.epoch < 0:
@@ -108,12 +90,10 @@ class SearchObjective(nn.Module):
             gates.clamp()
 
     def terms(self) -> dict[str, Tensor]:
-        """The parts of the objective that depend on the gates alone.
+        """The terms of the objective that depend on the gates alone, as scalars.
 
-        Returns:
-            dict[str, Tensor]: Scalars: ``cost_ratio``, R / Z, above 1 over
-            budget; ``cost_factor``, what the task's losses are multiplied by;
-            ``order_penalty``, L_gate.
+        ``cost_ratio`` is R / Z, above 1 over budget; ``cost_factor`` multiplies the task's losses; ``order_penalty`` is
+        L_gate.
         """
         layers = self.layers.values()
         cost = torch.stack([gates.cost() for gates in layers]).sum()
@@ -127,15 +107,13 @@ class SearchObjective(nn.Module):
         """Turns the task's losses into the objective.
 
         Args:
-            losses: What a head returns: what has 'loss' in its name is
-                summed and minimized, the rest is only logged.
+            losses: The output of a head: values with 'loss' in their name are summed and minimized, others are only
+                logged.
 
         Returns:
-            dict: Each loss multiplied by the factor, under its own name, or
-            'loss_task' for 'loss', the name of the sum; ``loss_order``, the
-            weighted order penalty; and, to be logged only, ``task``, the sum
-            of the losses as they came, the parts that :meth:`terms` gives, and
-            what else the head returned.
+            Each loss multiplied by the factor, under its own name, or 'loss_task' for 'loss', the name of the sum;
+            ``loss_order``, the weighted order penalty; and, only for the log, ``task``, the sum of the original losses,
+            the :meth:`terms`, and the head's other values.
         """
         terms = self.terms()
         weighed: Losses = {}
@@ -144,12 +122,12 @@ class SearchObjective(nn.Module):
             if 'loss' not in name:
                 weighed[name] = value
                 continue
-            parts = value if isinstance(value, (list, tuple)) else [value]
-            task = task + sum(part.detach().mean() for part in parts)
-            parts = [part * terms['cost_factor'] for part in parts]
-            weighed['loss_task' if name == 'loss' else name] = parts if isinstance(value, (list, tuple)) else parts[0]
-        # While the ratios are fixed the gates still take part, with a gradient of zero: distributed training
-        # waits for a gradient of every parameter.
+            values = value if isinstance(value, (list, tuple)) else [value]
+            task = task + sum(value.detach().mean() for value in values)
+            values = [value * terms['cost_factor'] for value in values]
+            weighed['loss_task' if name == 'loss' else name] = values if isinstance(value, (list, tuple)) else values[0]
+        # While the ratios are fixed the gates have a gradient of zero: distributed training waits for a gradient of
+        # every parameter.
         searching = next(iter(self.layers.values())).searching
         weighed['loss_order'] = terms['order_penalty'] * (self.order_weight if searching else 0.)
         weighed.update(task=task, **{name: value.detach() for name, value in terms.items()})
@@ -159,17 +137,12 @@ class SearchObjective(nn.Module):
     def report(self) -> dict:
         """The ratios as plain data, for logs and checkpoints.
 
-        Returns:
-            dict: ``kappa`` (float); ``cost`` and ``budget`` (float), R and Z;
-            ``split_ratio`` (dict[str, float]), by the layers' names; and
-            ``illegal`` (list[str]), layers whose gates are out of order.
+        ``cost`` and ``budget`` are R and Z; ``split_ratio`` holds the ratios by the layers' names; ``illegal`` names
+        the layers whose gates are out of order.
         """
-        return dict(
-            kappa=self.kappa,
-            cost=sum(float(gates.cost()) for gates in self.layers.values()),
-            budget=self.budget,
-            split_ratio={name: gates.split_ratio for name, gates in self.layers.items()},
-            illegal=[name for name, gates in self.layers.items() if not is_legal(gates.t)])
+        return dict(kappa=self.kappa, cost=sum(float(gates.cost()) for gates in self.layers.values()),
+                    budget=self.budget, split_ratio={name: gates.split_ratio for name, gates in self.layers.items()},
+                    illegal=[name for name, gates in self.layers.items() if not is_legal(gates.t)])
 
 
 def _checked_kappa(name: str, kappa: float) -> float:

@@ -1,43 +1,37 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The gates by which DPConv learns a split ratio (Sec. 3.2 of the paper)."""
-
 import torch
 from torch import Tensor, nn
 
-#: Channels of a map: a slice where they lie side by side, else their indices.
+#: Channels of a feature map: a slice where they are adjacent, otherwise their indices.
 Channels = slice | Tensor
 
 
 class SplitGates(nn.Module):
     """The learnable split ratio of one layer.
 
-    A width C = m * 2^K, m odd, has K real gates ``t``. Gate k is open,
-    ``g_k = 1``, where ``t_k > 0``, and closed, ``g_k = 0``, else. They say
-    which weights of a convolution of all channels are used: those where the
-    Kronecker product
+    A width C = m * 2^K, m odd, has K real gates ``t``. Gate k is open, ``g_k = 1``, where ``t_k > 0``, and otherwise
+    closed, ``g_k = 0``. A convolution of all channels uses the weights where the Kronecker product
 
         ``M = M_1 (x) ... (x) M_K (x) 1_{m x m}``, ``M_k = [[1, g_k], [g_k, g_k]]``
 
-    is 1. It is the first block of the paper's ``U``, whose factors are
-    ``[[1, g_k], [g_k, 1]]``: with z closed gates, ordered closed before open,
-    ``U`` has ``G = 2^z`` blocks, and ``M`` keeps the first C / G channels, so
-    that the split ratio is 1 / G. Every entry of ``M`` is linear in every gate,
-    hence the straight-through gradient of a gate is, to first order in ``M``,
-    the change that opening or closing it makes.
+    is 1. It is the first block of the paper's ``U``, whose factors are ``[[1, g_k], [g_k, 1]]``: with z closed gates,
+    ordered closed before open, ``U`` has ``G = 2^z`` blocks, and ``M`` keeps the first C / G channels, so that the
+    split ratio is 1 / G. Every entry of ``M`` is linear in every gate. Hence the straight-through gradient of a gate
+    is, to first order in ``M``, the change that opening or closing it makes.
 
     The paper has m = 1; with m every variant of PartialNet can be searched.
 
     Args:
         channels: Width of the layer, even.
-        split_ratio: Ratio to start at, 1 / 2^z for a z from 0 to K.
-            Defaults to 1/4.
+        split_ratio: Ratio to start at, 1 / 2^z for a z from 0 to K. Defaults to 1/4.
 
     Raises:
         ValueError: If the width is odd, or has no such ratio.
     """
 
-    #: Magnitude of the gates beside the start's split, and how much it grows towards the ends. The gates next to
-    #: the split, which may change without leaving the legal order, are the nearest to their change.
+    #: Magnitude of the gates next to the first split, and its growth towards the ends. The gates next to the split may
+    #: change without leaving the legal order, so they are the nearest to a change.
     nearest, growth = 0.2, 0.7
 
     def __init__(self, channels: int, split_ratio: float = 0.25) -> None:
@@ -55,14 +49,7 @@ class SplitGates(nn.Module):
 
     @torch.no_grad()
     def start_at(self, split_ratio: float) -> None:
-        """Sets the gates to a ratio, in legal order, ``0 < |t_k| < 1``.
-
-        Args:
-            split_ratio: 1 / 2^z for a z from 0 to K.
-
-        Raises:
-            ValueError: If the layer has no such ratio.
-        """
+        """Sets the gates to a ratio, 1 / 2^z for a z from 0 to K, in legal order, ``0 < |t_k| < 1``."""
         count = len(self.t)
         allowed = [0.5**closed for closed in range(count + 1)]
         if split_ratio not in allowed:
@@ -82,12 +69,7 @@ class SplitGates(nn.Module):
         return (t > 0).to(t) + (passing - passing.detach())
 
     def masks(self) -> tuple[Tensor, Tensor]:
-        """The channels and the weights that the convolution uses.
-
-        Returns:
-            tuple[Tensor, Tensor]: (C,), the diagonal of M, 1 for channels that
-            are convolved; and M, (C, C). Both differentiable.
-        """
+        """The channels (C,) that are convolved, the diagonal of M, and the weights M (C, C); both differentiable."""
         gates = self.binary()
         # Entry i of the product is the product of the gates whose bits are set in i, the first gate's bit the highest.
         channels = gates.new_ones(1)
@@ -103,7 +85,7 @@ class SplitGates(nn.Module):
         return self.odd_factor * self.channels * (1 + self.binary()).prod()
 
     def order_penalty(self) -> Tensor:
-        """The layer's part of L_gate (Eq. (8)): ``|t_k|`` of every gate from the first closed one after an open one.
+        """The layer's term of L_gate (Eq. (8)): ``|t_k|`` of every gate from the first closed one after an open one.
 
         A scalar, 0 in legal order. It has a gradient whether or not the layer is searching.
         """
@@ -113,12 +95,12 @@ class SplitGates(nn.Module):
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Brings the gates back to [-1, 1]: beyond, they have no gradient and would never change again."""
+        """Limits the gates to [-1, 1]: beyond, they have no gradient and would never change again."""
         self.t.clamp_(-1, 1)
 
     @property
     def split_ratio(self) -> float:
-        """Part of the channels that is convolved now, 1 / G."""
+        """Fraction of the channels that is convolved now, 1 / G."""
         return ratio_of(self.t)
 
     def partition(self) -> tuple[Channels, Channels]:
@@ -138,17 +120,7 @@ def is_legal(t: Tensor) -> bool:
 
 
 def partition_channels(t: Tensor, channels: int) -> tuple[Channels, Channels]:
-    """Divides channels by their gates.
-
-    Args:
-        t: The gates, (K,).
-        channels: C = m * 2^K.
-
-    Returns:
-        tuple[slice | Tensor, slice | Tensor]: The channels that are convolved
-        and the others, as indices into a dimension of size C: slices in legal
-        order, the first C / G and the rest.
-    """
+    """Indices of the channels that are convolved by the gates ``t``, and of the others; slices in legal order."""
     if is_legal(t):
         first = int(channels * ratio_of(t))
         return slice(0, first), slice(first, channels)

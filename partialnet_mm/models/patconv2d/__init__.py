@@ -4,6 +4,5 @@ from .check import require_patconv
 from .convnext import build_patconvnext, replace_convs
 from .layer import PATConv2d, build_patconv, merge_following_norms
 
-__all__ = [
-    'PATConv2d', 'build_patconv', 'build_patconvnext', 'merge_following_norms', 'replace_convs', 'require_patconv'
-]
+__all__ = ['PATConv2d', 'build_patconv', 'build_patconvnext', 'merge_following_norms', 'replace_convs',
+           'require_patconv']

@@ -1,23 +1,21 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """PATConv in networks that take no ``conv_cfg``, such as ConvNeXt."""
-
 from mmengine.registry import MODELS
 from torch import nn
 
-from .layer import build_patconv, is_replaceable
+from .layer import PATConv2d, is_replaceable
 
 
 def replace_convs(network: nn.Module, **options: object) -> list[str]:
-    """Puts PATConv in the place of a network's spatial convolutions of equal width.
+    """Replaces a network's spatial convolutions of equal width by PATConv.
 
     Args:
-        network: Changed in place. Only plain ``nn.Conv2d`` are
-            replaced; subclasses may compute something else.
-        **options: ``split_ratio``, ``gate``, ``conv``, ``norm_cfg``,
-            ``norm_eval`` and ``deploy`` of :class:`PATConv2d`.
+        network: Changed in place. Only plain ``nn.Conv2d`` are replaced; subclasses may compute something else.
+        **options: ``split_ratio``, ``gate``, ``conv``, ``norm_cfg``, ``norm_eval`` and ``deploy`` of
+            :class:`PATConv2d`.
 
     Returns:
-        list[str]: Names of the replaced layers.
+        Names of the replaced layers.
 
     Raises:
         ValueError: If there is none, or one cannot be replaced.
@@ -27,8 +25,8 @@ def replace_convs(network: nn.Module, **options: object) -> list[str]:
     for parent_name, parent in list(network.named_modules()):
         for name, conv in list(parent.named_children()):
             if type(conv) is nn.Conv2d and is_replaceable(conv.in_channels, conv.out_channels, conv.kernel_size):
-                layer = build_patconv(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-                                      conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, **options)
+                layer = PATConv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+                                  conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, **options)
                 setattr(parent, name, layer.to(conv.weight).train(conv.training))
                 replaced.append(f'{parent_name}.{name}'.lstrip('.'))
     if not replaced:
@@ -39,19 +37,13 @@ def replace_convs(network: nn.Module, **options: object) -> list[str]:
 
 @MODELS.register_module(name='PATConvNeXt')
 def build_patconvnext(patconv_cfg: dict = dict(), **convnext: object) -> nn.Module:
-    """mmpretrain's ConvNeXt with PATConv in the place of its depthwise 7x7 convolutions (Table 5).
+    """mmpretrain's ConvNeXt with PATConv instead of its depthwise 7x7 convolutions (Table 5).
 
-    mmpretrain is imported when a network is built, so that the other libraries
-    need not have it.
+    mmpretrain is imported when a network is built, so that the other libraries need not have it.
 
     Args:
-        patconv_cfg: ``split_ratio``, ``gate``, ``conv``, ``norm_cfg``,
-            ``norm_eval`` and ``deploy`` of :class:`PATConv2d`. Defaults to
-            ``dict()``.
+        patconv_cfg: Options of :func:`replace_convs`. Defaults to ``dict()``.
         **convnext: Arguments of mmpretrain's ConvNeXt, which checks them.
-
-    Returns:
-        nn.Module: mmpretrain's ConvNeXt.
 
     Raises:
         ImportError: If mmpretrain is not installed.

@@ -1,6 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""PATConv in the place of any convolution: ``conv_cfg=dict(type='PATConv')`` in an OpenMMLab network."""
-from collections.abc import Sequence
+"""PATConv as a replacement of convolutions: ``conv_cfg=dict(type='PATConv')`` in an OpenMMLab network."""
+import inspect
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,12 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
 from .._arguments import named_arguments
-from .._folding import norm_affine, require_plain
+from .._folding import fold_after, norm_affine, require_plain, weight_and_bias
 from .._layers import normalize
 from ..gates import GATES, build_gate
 from ..patconv import SelfAttention, merged_gate, split_channels
 
-#: What the convolved part of a PATConv2d can be.
+#: Kinds of the convolution inside a PATConv2d.
 CONVS = ('dense', 'depthwise')
 
 Size = int | Sequence[int]
@@ -26,70 +27,46 @@ Size = int | Sequence[int]
 class PATConv2d(nn.Module):
     """Partial attention convolution with the arguments of a convolution (Eq. (1), Tables 5 and 6 of the paper).
 
-    The first channels are convolved, the others are weighted by a channel gate
-    and normalized. In and out widths are equal, and so are the sizes of the
-    maps to those of ``nn.Conv2d``: where that skips places, the attended part
-    is average-pooled, without padding; where it pads less than half its
-    kernel, the attended part is cropped to the middle. The gate sees the
-    pooled map.
+    The first channels are convolved, the others are weighted by a channel gate and normalized. The width stays, and the
+    feature maps have the sizes of ``nn.Conv2d``: where that skips pixels, the attended channels are average-pooled,
+    without padding; where it pads less than half its kernel, they are cropped to the middle. The gate sees the pooled
+    feature map.
 
-    Its convolution starts from Kaiming's normal values, as that of mmcv's
-    ConvModule, and follows the ``init_cfg`` of the network that it is in.
+    Its convolution starts from Kaiming's normal values, as that of mmcv's ConvModule, and follows the ``init_cfg`` of
+    the network that it is in.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output, equal to ``in_channels``.
-        kernel_size: Odd kernel size.
+        in_channels, out_channels, kernel_size, dilation, padding_mode: As in ``nn.Conv2d``, with equal widths and an
+            odd kernel.
         stride: 1 or 2. Defaults to 1.
-        padding: At most half of the dilated
-            kernel, or 'same' or 'valid'. Defaults to 0.
-        dilation: Defaults to 1.
-        groups: Groups of the convolution that is replaced; those of the
-            convolved part follow from ``conv``. Defaults to 1.
-        bias: Whether the convolved part has a bias; the attended part
-            has its norm's. Defaults to True.
-        padding_mode: As in ``nn.Conv2d``. Defaults to 'zeros'.
-        split_ratio: Part of the channels that is convolved, in (0, 1],
-            a whole number of channels. Defaults to 1/4.
-        gate: See :func:`build_gate`: 'gaussian' (PAT_ch), 'srm' or 'se'
-            (Table 12), 'eca', 'cbam', or dict(type=...); 'self' for the
-            self-attention of PAT_sf (stage 4 of the official ConvNeXt), or
-            'none' for FasterNet's partial convolution, whose other channels
-            pass through unchanged. Defaults to 'gaussian'.
+        padding: At most half of the dilated kernel, or 'same' or 'valid'. Defaults to 0.
+        groups: Groups of the convolution that is replaced; PATConv's own follow from ``conv``. Defaults to 1.
+        bias: Whether the convolved channels have a bias; the attended ones have their norm's. Defaults to True.
+        split_ratio: Fraction of the channels that is convolved, in (0, 1], a whole number of channels. Defaults to 1/4.
+        gate: See :func:`build_gate`: 'gaussian' (PAT_ch), 'srm' or 'se' (Table 12), 'eca', 'cbam', or dict(type=...);
+            'self' for the self-attention of PAT_sf (stage 4 of the official ConvNeXt), or 'none' for FasterNet's
+            partial convolution, whose other channels pass through unchanged. Defaults to 'gaussian'.
         conv: 'dense' (the paper's) or 'depthwise'. Defaults to 'dense'.
-        norm_cfg: Norm of the attended part and of its gate. Defaults to
-            ``dict(type='BN')``.
-        norm_eval: Whether its batch norms stay in evaluation mode while
-            training, as for 2 images a GPU in a network that has no such
-            option. Defaults to False.
-        deploy: Whether to build the merged form, for checkpoints
-            written after :meth:`switch_to_deploy`. Defaults to False.
+        norm_cfg: Norm of the attended channels and of their gate. Defaults to ``dict(type='BN')``.
+        norm_eval: Whether its batch norms stay in evaluation mode while training, as for 2 images per GPU in a network
+            that has no such option. Defaults to False.
+        deploy: Whether to build the merged form, for checkpoints written after :meth:`switch_to_deploy`. Defaults to
+            False.
 
     Raises:
         ValueError: If an argument is outside its range, or a name unknown.
         TypeError: If an argument is unknown.
     """
 
-    # What mmcv's ConvModule reads from any convolution.
+    # Attributes that mmcv's ConvModule reads from any convolution.
     transposed = False
     output_padding = (0, 0)
 
     @named_arguments
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size: Size,
-                 stride: Size = 1,
-                 padding: Size | str = 0,
-                 dilation: Size = 1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: str = 'zeros',
-                 split_ratio: float = 0.25,
-                 gate: str | dict = 'gaussian',
-                 conv: str = 'dense',
-                 norm_cfg: dict = dict(type='BN'),
-                 norm_eval: bool = False,
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1,
+                 padding: Size | str = 0, dilation: Size = 1, groups: int = 1, bias: bool = True,
+                 padding_mode: str = 'zeros', split_ratio: float = 0.25, gate: str | dict = 'gaussian',
+                 conv: str = 'dense', norm_cfg: dict = dict(type='BN'), norm_eval: bool = False,
                  deploy: bool = False) -> None:
         super().__init__()
         if in_channels != out_channels:
@@ -124,11 +101,7 @@ class PATConv2d(nn.Module):
                              f'{in_channels * split_ratio:g} is no number of channels to convolve')
 
         # The norm comes before the convolution: mmcv's fuse_conv_bn takes one that follows for the convolution's own.
-        self.norm: nn.Module | None = None
-        self.gate: nn.Module | None = None
-        self.scale: nn.Parameter | None = None
-        self.shift: nn.Parameter | None = None
-        self.attention: nn.Module | None = None
+        self.norm = self.gate = self.scale = self.shift = self.attention = None
         if deploy and norm_cfg.get('type') == 'SyncBN':
             norm_cfg = dict(norm_cfg, type='BN')  # what is merged at once need not gather statistics
         gated = attended_channels > 0 and gate not in ('self', 'none')
@@ -149,15 +122,15 @@ class PATConv2d(nn.Module):
         """Maps (B, C, H, W) to what ``nn.Conv2d`` would: (B, C, H', W')."""
         if not self.split_sizes[1]:
             return self.conv(x)
-        conv_part, rest = x.split(self.split_sizes, dim=1)
-        return torch.cat((self.conv(conv_part), self._attend(self._sample(rest))), dim=1)
+        convolved, attended = x.split(self.split_sizes, dim=1)
+        return torch.cat((self.conv(convolved), self._attend(self._sample(attended))), dim=1)
 
     def _sample(self, x: Tensor) -> Tensor:
-        """Brings the attended part to the size of the convolved one."""
+        """Brings the attended channels to the size of the convolved ones."""
         top, left = self.margin
         if top or left:
             x = x[..., top:x.shape[2] - top, left:x.shape[3] - left]
-        # At the last row or column of an odd size, ceil_mode averages what is there.
+        # At the last row or column of an odd size, ceil_mode averages the pixels inside the feature map.
         return x if self.stride == (1, 1) else F.avg_pool2d(x, self.stride, ceil_mode=True)
 
     def _attend(self, x: Tensor) -> Tensor:
@@ -179,9 +152,7 @@ class PATConv2d(nn.Module):
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
-        """Merges the gate's norm into its convolution, and the norm of the attended part into a scale and a shift.
-
-        Does nothing the second time.
+        """Merges the gate's norm into its convolution, and the norm of the attended channels into a scale and a shift.
 
         Raises:
             TypeError: If the norm is not a batch norm.
@@ -196,13 +167,10 @@ class PATConv2d(nn.Module):
 
     @torch.no_grad()
     def merge_norm(self, norm: nn.Module) -> None:
-        """Switches to the merged form and takes over the batch norm that follows this layer.
+        """Switches to the merged form and folds the batch norm that follows this layer, over all channels, into it.
 
-        Exact, as that norm is one more scale and shift of each channel. The
-        caller drops the norm, see :func:`merge_following_norms`.
-
-        Args:
-            norm: A batch norm over all channels.
+        Exact, as that norm is one more scale and shift of each channel. The caller drops the norm, see
+        :func:`merge_following_norms`.
 
         Raises:
             TypeError: If it is not a batch norm.
@@ -210,16 +178,15 @@ class PATConv2d(nn.Module):
         """
         require_plain(self.conv, 'the convolution of PATConv2d')
         affine = norm_affine(norm, 'the norm after PATConv2d', self.out_channels)
-        scales, shifts = (value.split(self.split_sizes) for value in affine)
+        convolved, (scale, shift) = zip(*(value.split(self.split_sizes) for value in affine))
         self.switch_to_deploy()
-        weight, bias = self.conv.weight.double(), 0. if self.conv.bias is None else self.conv.bias.double()
-        self.conv.bias = nn.Parameter((bias * scales[0] + shifts[0]).to(self.conv.weight))
-        self.conv.weight.copy_(weight * scales[0].view(-1, 1, 1, 1))
-        if self.shift is None:
-            self._set_affine(scales[1], shifts[1])
-        else:
-            self._set_affine(self.scale.double().flatten() * scales[1],
-                             self.shift.double().flatten() * scales[1] + shifts[1])
+        weight, bias = fold_after(*weight_and_bias(self.conv), convolved)
+        self.conv.weight.copy_(weight)
+        self.conv.bias = nn.Parameter(bias.to(self.conv.weight))
+        if self.shift is not None:
+            shift = self.shift.double().flatten() * scale + shift
+            scale = self.scale.double().flatten() * scale
+        self._set_affine(scale, shift)
 
     def _set_affine(self, scale: Tensor, shift: Tensor) -> None:
         self.scale = nn.Parameter(scale.view(1, -1, 1, 1).to(self.conv.weight))
@@ -231,50 +198,28 @@ class PATConv2d(nn.Module):
 
 
 @MODELS.register_module(name='PATConv')
-def build_patconv(in_channels: int,
-                  out_channels: int,
-                  kernel_size: Size,
-                  stride: Size = 1,
-                  padding: Size | str = 0,
-                  dilation: Size = 1,
-                  groups: int = 1,
-                  bias: bool = True,
-                  padding_mode: str = 'zeros',
-                  **options: object) -> nn.Module:
-    """What mmcv builds for ``conv_cfg=dict(type='PATConv', ...)``.
+def build_patconv(*args: object, **kwargs: object) -> nn.Module:
+    """Builds the layers of a network with ``conv_cfg=dict(type='PATConv', ...)``.
 
-    A network hands its ``conv_cfg`` to all of its convolutions. Those that mix
-    places and keep the width become PATConv; 1x1 convolutions and changes of
-    width stay plain. :func:`require_patconv` finds networks where all did.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Kernel size.
-        stride: Defaults to 1.
-        padding: Defaults to 0.
-        dilation: Defaults to 1.
-        groups: Defaults to 1.
-        bias: Defaults to True.
-        padding_mode: Defaults to 'zeros'.
-        **options: ``split_ratio``, ``gate``, ``conv``, ``norm_cfg``,
-            ``norm_eval`` and ``deploy`` of :class:`PATConv2d`, which checks them.
-
-    Returns:
-        nn.Module: :class:`PATConv2d` or ``nn.Conv2d``.
-
-    Raises:
-        ValueError: If a layer would become PATConv and cannot.
-        TypeError: If an option is unknown to it.
+    :class:`PATConv2d` has the arguments and checks them. It replaces the convolutions that are larger than 1x1 and keep
+    the width; all others stay plain. :func:`require_patconv` finds networks where all stay plain.
     """
-    if is_replaceable(in_channels, out_channels, kernel_size):
-        return PATConv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
-                         **options)
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+    return conv_like(PATConv2d, *args, **kwargs)
+
+
+def conv_like(layer_type: Callable[..., nn.Module], in_channels: int, out_channels: int, kernel_size: Size,
+              *args: object, **kwargs: object) -> nn.Module:
+    """A layer in place of a convolution where :func:`is_replaceable`, otherwise the ``nn.Conv2d``."""
+    known = inspect.signature(layer_type).parameters
+    if is_replaceable(in_channels, out_channels, kernel_size) or any(name not in known for name in kwargs):
+        return layer_type(in_channels, out_channels, kernel_size, *args, **kwargs)  # raises if one is unknown
+    plain = inspect.signature(nn.Conv2d).parameters
+    return nn.Conv2d(in_channels, out_channels, kernel_size, *args,
+                     **{name: value for name, value in kwargs.items() if name in plain})
 
 
 def is_replaceable(in_channels: int, out_channels: int, kernel_size: Size) -> bool:
-    """Whether PATConv takes the place of a convolution: one that mixes places and keeps the width."""
+    """Whether PATConv replaces a convolution: one that mixes pixels and keeps the width."""
     return in_channels == out_channels and _pair(kernel_size) != (1, 1)
 
 
@@ -285,16 +230,15 @@ def _pair(size: Size) -> tuple[int, int]:
 def merge_following_norms(network: nn.Module) -> int:
     """Merges every :class:`PATConv2d` with the batch norm that follows it, for the fastest inference.
 
-    The norm that follows is the next child of the same module, as in mmcv's
-    ``fuse_conv_bn``, which does the same for plain convolutions. The result
-    computes what the network did in evaluation mode; it has no ``deploy=True``
-    form to load a checkpoint into.
+    The norm that follows is the next child of the same module, as in mmcv's ``fuse_conv_bn``, which does the same for
+    plain convolutions. The result computes what the network did in evaluation mode; it has no ``deploy=True`` form to
+    load a checkpoint into.
 
     Args:
         network: Any network.
 
     Returns:
-        int: How many norms were merged.
+        How many norms were merged.
     """
     merged = 0
     for parent in network.modules():
