@@ -102,9 +102,9 @@ def load_from_unpublished(filename: str, map_location: Any = None) -> None:
     """Raises an error where a library loads weights that are not published, so that none predicts without them."""
     name = filename[len(UNPUBLISHED):]
     raise FileNotFoundError(
-        f'no weights of {name!r} have been published, neither by the authors of the paper nor here. Train them with '
-        f'{config_path(name)!r} (tools/train.py, or mim train partialnet_mm) and pass the checkpoint as '
-        'pretrained=FILE; pretrained=False builds the model with random weights')
+        f'this project has no weights of {name!r} (docs/checkpoints.md names those that the author of the paper has '
+        f'published). Train them with {config_path(name)!r} (tools/train.py, or mim train partialnet_mm) and pass the '
+        'checkpoint as pretrained=FILE; pretrained=False builds the model with random weights')
 
 
 def _find_root() -> Path:

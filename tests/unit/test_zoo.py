@@ -92,7 +92,7 @@ def test_asking_for_weights_that_do_not_exist_says_so(mmpretrain, use):
     with pytest.raises(FileNotFoundError) as error:
         use(mmpretrain)
     message = str(error.value)
-    assert f"no weights of '{NAME}' have been published" in message
+    assert f"this project has no weights of '{NAME}'" in message
     assert 'pretrained=FILE' in message
     assert config_path('pretrain/partialnet_t0_in1k.py') in message
 

@@ -62,9 +62,9 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     """Reads a config with the changes of the command line and the settings of an own-data config.
 
-    From here on, mmengine reads checkpoints by :func:`read_checkpoint`. ``args`` has ``config`` and ``cfg_options``. The
-    data of ``splits`` must exist if the config is an own-data config. A wrong argument ends the process with a usage
-    line and status 2.
+    From here on, mmengine reads checkpoints by :func:`read_checkpoint`. ``args`` has ``config`` and ``cfg_options``.
+    The data of ``splits`` must exist if the config is an own-data config. A wrong argument ends the process with a
+    usage line and status 2.
     """
     if not os.path.isfile(args.config):
         parser.error(f'config {args.config!r} does not exist')

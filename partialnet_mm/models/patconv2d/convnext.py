@@ -1,5 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """PATConv in networks that take no ``conv_cfg``, such as ConvNeXt."""
+from collections.abc import Sequence
+
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -36,17 +38,19 @@ def replace_convs(network: nn.Module, **options: object) -> list[str]:
 
 
 @MODELS.register_module(name='PATConvNeXt')
-def build_patconvnext(patconv_cfg: dict = dict(), **convnext: object) -> nn.Module:
+def build_patconvnext(patconv_cfg: dict | Sequence[dict] = dict(), **convnext: object) -> nn.Module:
     """mmpretrain's ConvNeXt with PATConv instead of its depthwise 7x7 convolutions (Table 5).
 
     mmpretrain is imported when a network is built, so that the other libraries need not have it.
 
     Args:
-        patconv_cfg: Options of :func:`replace_convs`. Defaults to ``dict()``.
+        patconv_cfg: Options of :func:`replace_convs`, for all stages, or one dict per stage. The official code has
+            ``gate='self'`` in the last stage. Defaults to ``dict()``.
         **convnext: Arguments of mmpretrain's ConvNeXt, which checks them.
 
     Raises:
         ImportError: If mmpretrain is not installed.
+        ValueError: If ``patconv_cfg`` is a sequence of another length.
     """
     try:
         from mmpretrain.models.backbones import ConvNeXt
@@ -54,6 +58,12 @@ def build_patconvnext(patconv_cfg: dict = dict(), **convnext: object) -> nn.Modu
         raise ImportError(f"type='PATConvNeXt' is mmpretrain's ConvNeXt, and mmpretrain cannot be imported: {error}"
                           ) from error
     network = ConvNeXt(**convnext)
-    replace_convs(network, **patconv_cfg)
+    stages = network.stages
+    options = [patconv_cfg] * len(stages) if isinstance(patconv_cfg, dict) else list(patconv_cfg)
+    if len(options) != len(stages):
+        raise ValueError(f'patconv_cfg must be one dict or one for each of the {len(stages)} stages, '
+                         f'got {patconv_cfg!r}')
+    for stage, option in zip(stages, options):
+        replace_convs(stage, **option)
     network.train()  # frozen_stages holds for the new layers, too
     return network
