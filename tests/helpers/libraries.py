@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from tests.helpers.batches import loss_of, random_batch
@@ -32,13 +32,13 @@ def readme_snippets() -> dict[str, str]:
     return snippets
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """The model of a config, in its library's scope, with initialized weights."""
+def build_model(cfg: Config, init: bool = True) -> nn.Module:
+    """The model of a config, in its library's scope, with initialized weights unless ``init`` is False."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        init_default_scope(cfg.default_scope)
         torch.manual_seed(0)
         model = MODELS.build(cfg.model)
-        model.init_weights()
+        if init:
+            model.init_weights()
     return model
 
 
