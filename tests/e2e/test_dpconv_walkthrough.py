@@ -253,9 +253,10 @@ def test_a_search_given_where_a_fixed_network_is_expected(mixers, searches, monk
 @pytest.mark.parametrize('name', ['t0_dpconv_search_cifar10', *(f'{arch}_dpconv_search_in1k' for arch in (
     't0', 't1', 't2', 's', 'm', 'l'))])
 def test_search_configs_change_only_what_a_search_needs(name):
-    search = Config.fromfile(ROOT / f'configs/pretrain/partialnet_{name}.py')
-    base = Config.fromfile(ROOT / f'configs/pretrain/partialnet_{name.replace("_dpconv_search", "")}.py')
     cifar = name.endswith('cifar10')
+    base = 'cifar10' if cifar else 'pretrain'
+    search = Config.fromfile(ROOT / f'configs/dpconv/partialnet_{name}.py')
+    base = Config.fromfile(ROOT / f'configs/{base}/partialnet_{name.replace("_dpconv_search", "")}.py')
     options = dict(type='DPConvClassifier', kappa=4, order_weight=0.9)
     options.update(dict(cost_exponent=-0.3, start_kappa=1, warmup_epochs=2) if cifar else
                    dict(cost_exponent=-0.07, warmup_epochs=20))
