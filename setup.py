@@ -60,7 +60,7 @@ setup(
     python_requires='>=3.10',
     # Either set brings mmengine and mmcv under names of its own, so only torch can be asked for here;
     # importing the package checks the rest.
-    install_requires=['torch>=2.1', 'numpy'],
+    install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4'],
     extras_require={
         name: read_requirements(name) for name in ('onedl', 'openmmlab', 'test', 'benchmark', 'export')
     },

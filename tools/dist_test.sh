@@ -3,7 +3,7 @@
 #
 # usage: tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
 #
-# Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT on each (README, "Several machines").
+# Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT on each (docs/coco.md).
 set -euo pipefail
 usage() { sed -n '4s/^# //p' "$0" >&2; exit 2; }
 [ $# -ge 3 ] && [[ $3 =~ ^[1-9][0-9]*$ ]] || usage

@@ -21,6 +21,7 @@ from partialnet_mm.engine.runners.command_line import (
     check_data,
     leave,
     load_runner_config,
+    one_sentence_errors,
 )
 from partialnet_mm.models import merge_model
 from partialnet_mm.preflight import image_folders
@@ -123,10 +124,11 @@ def main() -> None:
     if args.deploy:
         # It would put averaged weights, which a test has loaded already, into the layers of the unmerged network.
         cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or () if hook.type != 'EMAHook']
-    runner = build_runner(without_file_name(cfg), least_fit=1, trust_checkpoint=args.trust_checkpoint)
-    if args.deploy:
-        runner.register_hook(MergeHook())
-    metrics = runner.test()
+    with one_sentence_errors(parser):
+        runner = build_runner(without_file_name(cfg), least_fit=1, trust_checkpoint=args.trust_checkpoint)
+        if args.deploy:
+            runner.register_hook(MergeHook())
+        metrics = runner.test()
     if is_main_process():
         width = max(map(len, metrics), default=0)
         for name, value in metrics.items():

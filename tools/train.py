@@ -12,6 +12,7 @@ from partialnet_mm.engine.runners.command_line import (
     check_data,
     leave,
     load_runner_config,
+    one_sentence_errors,
 )
 
 SPLITS = ('train', 'val')
@@ -50,7 +51,8 @@ def main() -> None:
     if not args.skip_preflight:
         check_data(parser, cfg, SPLITS)
     # Heads may differ: other classes, or another kind of head.
-    build_runner(cfg, least_fit=0.5, trust_checkpoint=args.trust_checkpoint).train()
+    with one_sentence_errors(parser):
+        build_runner(cfg, least_fit=0.5, trust_checkpoint=args.trust_checkpoint).train()
 
 
 if __name__ == '__main__':

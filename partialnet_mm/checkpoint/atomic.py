@@ -1,6 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Files that are there whole or not at all."""
+import errno
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,16 +15,17 @@ UNFINISHED = '.saving'
 def write_atomically(content: bytes, path: str | Path) -> None:
     """Writes a file so that a crash at any moment leaves the old content or the new one.
 
-    The content goes to a file beside it, is flushed to the disk, and takes the
-    name by a rename, which is flushed too.
+    The content goes to a temporary file beside it and is flushed to the disk. A
+    rename gives it its name, and is flushed too. A file system that cannot
+    flush folders causes a warning.
 
     Args:
         content: All of the file.
-        path: Where; its folder is made if needed.
+        path: The file; its folder is created if it is missing.
 
     Raises:
-        OSError: If it cannot be written, with what is left named; the
-            unfinished file is removed.
+        OSError: If it cannot be written, with the path and the size; the
+            temporary file is removed and the former content is kept.
     """
     path = os.path.abspath(path)
     folder = os.path.dirname(path)
@@ -37,11 +40,21 @@ def write_atomically(content: bytes, path: str | Path) -> None:
     except OSError as error:
         if os.path.exists(unfinished):
             os.remove(unfinished)
-        raise OSError(error.errno, f'{path!r} ({len(content)} bytes) could not be written: {error.strerror}. What was '
-                      'there before is untouched') from error
+        raise OSError(error.errno, f'{path!r} ({len(content)} bytes) could not be written: {error.strerror}. The '
+                      'former content is untouched') from error
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+        # Python shows the same warning once.
+        warnings.warn(f'the file system of {folder!r} cannot flush folders ({error.strerror}): the file written last '
+                      'may be lost if the machine loses power', RuntimeWarning, stacklevel=3)
     finally:
         os.close(descriptor)
 
@@ -80,15 +93,10 @@ def refuse_overwrite(path: str | Path, inputs: Iterable[str | Path] = (), force:
 class AtomicLocalBackend(LocalBackend):
     """mmengine's local files, written by :func:`write_atomically`.
 
-    ``backend_args=dict(backend='atomic')`` chooses it wherever mmengine takes
-    them.
+    ``backend_args=dict(backend='atomic')`` selects it wherever mmengine takes
+    ``backend_args``.
     """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Writes a file.
-
-        Args:
-            obj: All of the file.
-            filepath: Where.
-        """
+        """Writes a file."""
         write_atomically(obj, filepath)

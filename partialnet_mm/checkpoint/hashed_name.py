@@ -4,6 +4,8 @@ import hashlib
 import os
 import re
 
+from .errors import CheckpointError
+
 
 def sha256_of(path: str) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
@@ -15,10 +17,11 @@ def sha256_of(path: str) -> str:
 
 
 def check_hashed_name(path: str, name: str | None = None) -> None:
-    """Holds a file against the hash in its name, ``<any>-<first 8 digits of its SHA-256>.pth``.
+    """Compares a file with the hash in its name, ``<any>-<first 8 digits of its SHA-256>`` and ``.pth`` or
+    ``.safetensors``.
 
-    Other names say nothing and pass; so do eight decimal digits, which are
-    taken for a date.
+    Other names pass; so do eight decimal digits, which are taken for a date,
+    and what is no regular file, which the reader refuses.
 
     Args:
         path: A local file.
@@ -29,10 +32,10 @@ def check_hashed_name(path: str, name: str | None = None) -> None:
         ValueError: If the file has another hash.
     """
     name = os.path.basename(name or path)
-    match = re.search(r'-([0-9a-f]{8})\.pth$', name)
-    if match is None or match[1].isdigit():
+    match = re.search(r'-([0-9a-f]{8})\.(?:pth|safetensors)$', name)
+    if match is None or match[1].isdigit() or not os.path.isfile(path):
         return
     found = sha256_of(path)[:8]
     if found != match[1]:
-        raise ValueError(f'{name!r} is damaged or not what its name says: its SHA-256 begins with {found}, not with '
-                         f'{match[1]}. Get it anew, or, if this is no hash, give it another name')
+        raise CheckpointError(f'{name!r} is damaged, or not the file of its name: its SHA-256 begins with {found}, '
+                              f'not with {match[1]}. Download it again, or, if this is no hash, give it another name')

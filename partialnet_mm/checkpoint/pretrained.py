@@ -9,14 +9,17 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from .errors import CheckpointError, MissingCheckpointError
 from .hashed_name import check_hashed_name
 from .reader import read_checkpoint
 
-#: Least part of the backbone's tensors that a checkpoint must bring.
+#: Least fraction of the backbone's tensors that a checkpoint must hold.
 MIN_LOADED = 0.9
+#: Most tensors of a checkpoint, and most letters in the name of one.
+MAX_TENSORS, MAX_NAME = 10_000, 500
 #: Name of the stem's weight in a checkpoint of the paper's official code.
 OFFICIAL_STEM = 'patch_embed.proj.weight'
-#: How the gates of a search for split ratios are called (DPConv).
+#: Ending of the names of a search's gates (DPConv).
 SEARCH_GATES = '.split_gates.t'
 
 
@@ -27,14 +30,12 @@ def pretrained_cfg(init_cfg: dict | list[dict] | None) -> dict | None:
         init_cfg: As given to a backbone.
 
     Returns:
-        dict | None: Arguments of :func:`load_pretrained`, or None if
-        ``init_cfg`` is not of type 'Pretrained'.
+        Arguments of :func:`load_pretrained`, or None if ``init_cfg`` is not of type 'Pretrained'.
 
     Raises:
-        ValueError: If it is, and has no checkpoint or keys beyond
-            'checkpoint', 'prefix' and 'map_location', or is one of several.
-        TypeError: If it is neither a dict nor dicts, as what a command line
-            makes of a dict written out.
+        ValueError: If it is, and has no checkpoint, or keys other than 'checkpoint', 'prefix' and 'map_location', or is
+            one of several.
+        TypeError: If it is neither a dict nor a list of dicts, as after a dict was written out on a command line.
     """
     if init_cfg is None:
         return None
@@ -44,8 +45,8 @@ def pretrained_cfg(init_cfg: dict | list[dict] | None) -> dict | None:
                         'init_cfg.type=Pretrained init_cfg.checkpoint=FILE')
     if not any(cfg.get('type') == 'Pretrained' for cfg in cfgs):
         return None
-    if len(cfgs) > 1:  # mmengine would take whatever of the checkpoint fits
-        raise ValueError(f"init_cfg of type 'Pretrained' stands alone, got {init_cfg!r}")
+    if len(cfgs) > 1:  # mmengine would load whatever fits
+        raise ValueError(f"init_cfg of type 'Pretrained' must be the only one, got {init_cfg!r}")
     init_cfg, = cfgs
     options = {key: value for key, value in init_cfg.items() if key != 'type'}
     if not options.get('checkpoint') or set(options) - {'checkpoint', 'prefix', 'map_location'}:
@@ -56,40 +57,34 @@ def pretrained_cfg(init_cfg: dict | list[dict] | None) -> dict | None:
 
 
 def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = None) -> dict[str, list[str]]:
-    """Loads a checkpoint into a backbone, and says what arrived.
+    """Loads a checkpoint into a backbone, and logs which tensors were loaded.
 
     Args:
         module: The backbone.
-        checkpoint: A local file, or an address that mmengine has a file
-            backend for (``https://``, ``s3://``, ...).
-        prefix: What the backbone's tensors are called by in
-            the checkpoint, usually 'backbone.'. Defaults to None.
+        checkpoint: A local file, or an address that mmengine has a file backend for (``https://``, ``s3://``, ...).
+        prefix: Beginning of the names of the backbone's tensors in the checkpoint, usually 'backbone.'. Defaults to
+            None.
 
     Returns:
-        dict[str, list[str]]: Names of tensors, under 'loaded', 'missing' (in
-        the backbone, not in the file), 'unexpected' (in the file under the
-        prefix, not in the backbone) and 'mismatched' (of another shape).
+        Names of tensors, under 'loaded', 'missing' (in the backbone, not in the file), 'unexpected' (in the file under
+        the prefix, not in the backbone) and 'mismatched' (of another shape).
 
     Raises:
-        FileNotFoundError: If the file is not there.
-        ValueError: If it cannot be read, has another hash than its name says
-            (:func:`check_hashed_name`), brings less than 90 % of the
-            backbone's tensors, or has more than a tenth beyond them; norms of
-            returned maps do not count.
+        MissingCheckpointError: If the file does not exist.
+        CheckpointError: If it cannot be read, has another hash than its name (:func:`check_hashed_name`), holds less
+            than 90 % of the backbone's tensors, or more than a tenth beyond them; norms of returned feature maps do not
+            count.
     """
-    if '://' not in checkpoint and not os.path.isfile(checkpoint):
-        raise FileNotFoundError(
+    if '://' not in checkpoint and not os.path.exists(checkpoint):
+        raise MissingCheckpointError(
             f'init_cfg.checkpoint {checkpoint!r} does not exist. Get it by pretraining with configs/pretrain, '
             'name another file (--cfg-options model.backbone.init_cfg.checkpoint=FILE), or start from random '
             'weights with --cfg-options model.backbone.init_cfg=None')
-    # What an address holds is fetched to a file first: it is read as data, too.
+    # An address is fetched to a file first, which is read as data, too.
     with get_local_path(checkpoint) as path:
         check_hashed_name(path, checkpoint)
         content = read_checkpoint(path)
-    try:
-        tensors = find_state_dict(content)
-    except ValueError as error:
-        raise ValueError(f'checkpoint {checkpoint!r} {error}') from error
+    tensors = find_state_dict(content, checkpoint)
     prefix = prefix or ''
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     given = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
@@ -100,50 +95,58 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
         unexpected=[name for name in given if name not in own],
         mismatched=[name for name in own if name in given and given[name].shape != own[name].shape])
     if any(name.endswith(SEARCH_GATES) for name in report['unexpected']):
-        raise ValueError(f'checkpoint {checkpoint!r} is of a search for split ratios, and this {type(module).__name__} '
-                         'has fixed ones: tools/model_converters/dpconv_to_fixed.py takes the gates out')
-    # A returned map's norm exists in dense prediction only, so neither side need have it.
+        raise CheckpointError(f'checkpoint {checkpoint!r} is of a search for split ratios, and this '
+                              f'{type(module).__name__} has fixed ones: tools/model_converters/dpconv_to_fixed.py '
+                              'removes the gates')
+    # The norm of a returned feature map exists in dense prediction only, so neither side needs it.
     needed, loaded = _without_output_norms(own), _without_output_norms(report['loaded'])
     missing, foreign = _without_output_norms(report['missing']), _without_output_norms(report['unexpected'])
     summary = (f'{len(report["loaded"])} of {len(own)} tensors of {type(module).__name__} loaded from '
                f'{checkpoint!r} (prefix {prefix!r})')
     for kind, names in (
             ('missing', missing), ('mismatched', report['mismatched']), ('unexpected', report['unexpected']),
-            ('norms of returned maps, which a classifier does not have; they start afresh',
+            ('norms of returned feature maps, which a classifier does not have; they start afresh',
              [name for name in report['missing'] if name not in missing]),
             ('in the file, but not under the prefix', [name for name in tensors if not name.startswith(prefix)])):
         if names:
             summary += f'\n  {kind} ({len(names)}): {shorten(names)}'
     if len(loaded) < MIN_LOADED * len(needed) or len(foreign) > len(needed) - MIN_LOADED * len(needed):
         if any(name.endswith(OFFICIAL_STEM) for name in tensors):
-            raise ValueError(f'checkpoint {checkpoint!r} is in the layout of the official code: turn it into this '
-                             "project's with tools/model_converters/official_to_mm.py")
-        raise ValueError(f'only {summary}\nat least {MIN_LOADED:.0%} must match on either side: the checkpoint belongs '
-                         'to another network or arch, is merged where deploy=False or the reverse, or needs another '
-                         f'prefix. Its tensors begin with {shorten(list(tensors), 3)}')
+            raise CheckpointError(f'checkpoint {checkpoint!r} is in the layout of the official code: convert it with '
+                                  'tools/model_converters/official_to_mm.py')
+        raise CheckpointError(f'only {summary}\nat least {MIN_LOADED:.0%} must match on either side: the checkpoint '
+                              'belongs to another network or arch, is merged where deploy=False or the reverse, or '
+                              f'needs another prefix. Its tensors begin with {shorten(list(tensors), 3)}')
     module.load_state_dict({name: given[name] for name in report['loaded']}, strict=False)
     level = logging.INFO if len(loaded) == len(needed) and not foreign else logging.WARNING
     MMLogger.get_current_instance().log(level, summary)
     return report
 
 
-def find_state_dict(content: dict) -> dict[str, object]:
+def find_state_dict(content: dict, checkpoint: str | None = None) -> dict[str, object]:
     """The tensors by name that a checkpoint holds.
 
     Args:
-        content: What was read: tensors under 'state_dict', under
-            'model', or as the whole dict.
+        content: What was read: tensors under 'state_dict', under 'model', or as the whole dict.
+        checkpoint: Name of the file for messages. Defaults to None.
 
     Returns:
-        dict[str, object]: Names and values, which are not looked at.
+        Names and values; the values are not checked.
 
     Raises:
-        ValueError: If there is something else.
+        CheckpointError: If there is something else, or a name is none that a message can show.
     """
+    file = 'it' if checkpoint is None else f'checkpoint {checkpoint!r}'
     tensors = content.get('state_dict', content.get('model', content))
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
-        raise ValueError(f'holds a {type(tensors).__name__} in the place of its state dict; allowed are tensors by '
-                         "name under 'state_dict', under 'model', or as the whole file")
+        raise CheckpointError(f'{file} holds a {type(tensors).__name__} instead of its state dict; allowed are tensors '
+                              "by name under 'state_dict', under 'model', or as the whole file")
+    if len(tensors) > MAX_TENSORS:
+        raise CheckpointError(f'{file} holds {len(tensors)} tensors; at most {MAX_TENSORS} are allowed')
+    wrong = next((name for name in tensors if not name.isprintable() or len(name) > MAX_NAME), None)
+    if wrong is not None:
+        raise CheckpointError(f'{file} holds a tensor by the name {wrong[:50]!r}; allowed are at most {MAX_NAME} '
+                              'printable letters')
     return tensors
 
 

@@ -1,27 +1,30 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Checkpoints in the layout of the paper's official code, turned into this package's and back.
+"""Checkpoints converted from the layout of the paper's official code to that of this package, and back.
 
-Nothing is guessed and nothing is left over: what the network is built of is
-read off the tensors, which gives the name and shape of each tensor that there
-must be. One that is missing, unknown or of another shape is an error that
-names it.
+The tensors show what the network is built of. That network is built without
+memory, and gives the name and shape of each tensor. One that is missing,
+unknown or of another shape is an error that names it.
 """
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoint.pretrained import OFFICIAL_STEM, find_state_dict, shorten
 from ..models import PartialNet
 
-#: What trainers and detectors put before the names of a network, one or several times.
+#: Prefixes that trainers and detectors add to the names of a network, one or several of them.
 WRAPPERS = ('model', 'module', 'backbone')
-#: Parts of detectors and segmentors beside the backbone; both layouts call them the same.
+#: Modules of detectors and segmentors beside the backbone; their names are the same in both layouts.
 DENSE_PARTS = ('neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
-#: The first of the 81 entries of an official position table that a distance, never negative, takes.
+#: The first of the 81 entries of an official position table that is used: distances are never negative.
 FIRST_BUCKET = 40
+#: Most blocks of a stage, and most channels of the stem.
+MAX_DEPTH, MAX_WIDTH = 100, 1 << 14
 
 _Shape = tuple[int, ...]
 _BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
@@ -66,7 +69,7 @@ _OUTSIDE = {
 
 
 class _Layout(NamedTuple):
-    """How a layout calls things, and what the other one calls them."""
+    """The names of a layout, and those of the other one."""
     title: str
     stem: str
     outside: dict[str, str]
@@ -92,7 +95,7 @@ _OURS = _Layout("this project's layout", _OUTSIDE[OFFICIAL_STEM], {v: k for k, v
 
 
 def from_official(content: dict) -> dict:
-    """Turns a checkpoint of the official code into one of this project.
+    """Converts a checkpoint of the official code into one of this project.
 
     Args:
         content: A classifier, or a detector or segmentor, or a backbone
@@ -101,14 +104,14 @@ def from_official(content: dict) -> dict:
             'backbone.', several of them too.
 
     Returns:
-        dict: 'state_dict' with 'backbone.*' and, for a classifier, 'head.*' of
-        mmpretrain's StackedLinearClsHead, for others their parts unchanged;
-        'meta' with 'backbone', the arguments of :class:`PartialNet` that the
-        tensors show. The tensors are copies.
+        'state_dict' with 'backbone.*' and, for a classifier, 'head.*' of
+        mmpretrain's StackedLinearClsHead, for others their other modules
+        unchanged; 'meta' with 'backbone', the arguments of
+        :class:`PartialNet` that the tensors show. The tensors are copies.
 
         The hidden layer of the head has a bias in mmpretrain and none in the
         official layout: it is zero. Entries 0 to 39 of position tables, which
-        no distance takes, are left out.
+        are never used, are left out.
 
     Raises:
         ValueError: If a tensor is missing, unknown or of another shape, with
@@ -126,21 +129,19 @@ def from_official(content: dict) -> dict:
 
 
 def to_official(content: dict, head_bias: bool = False) -> dict:
-    """Turns a checkpoint of this project into one of the official code, the reverse of :func:`from_official`.
+    """Converts a checkpoint of this project into one of the official code, the reverse of :func:`from_official`.
 
     Args:
         content: As there, with the names of this project.
         head_bias: Whether a bias of the head's hidden layer is written
-            as 'avgpool_pre_head.1.bias'. The official 1x1 convolution has
-            none, so that its code must be given one to load that. Defaults to
-            False.
+            as 'avgpool_pre_head.1.bias'. The official 1x1 convolution has no
+            bias, so its code must be changed to load one. Defaults to False.
 
     Returns:
-        dict: 'state_dict', and 'meta' as of :func:`from_official`. A detector
-        or segmentor keeps its parts, beside 'backbone.*'; others have no
+        'state_dict', and 'meta' as of :func:`from_official`. A detector or
+        segmentor keeps its other modules, beside 'backbone.*'; others have no
         prefix. The tensors are copies. Entries 0 to 39 of position tables are
-        zero, as the official code starts them and, since no distance takes
-        them, leaves them.
+        zero: the official code starts them so, and never uses them.
 
     Raises:
         ValueError: If a tensor is missing, unknown or of another shape, with
@@ -151,9 +152,9 @@ def to_official(content: dict, head_bias: bool = False) -> dict:
     bias = tensors.get(_HIDDEN_BIAS)
     if bias is not None and not head_bias:
         if bias.any():
-            raise ValueError(f'{_HIDDEN_BIAS} is up to {bias.abs().max():.3g}: the official classifier has no bias '
-                             "there. head_bias (--head-bias) writes it as 'avgpool_pre_head.1.bias', for a code "
-                             'that was given one')
+            raise ValueError(f'{_HIDDEN_BIAS} is up to {bias.abs().max():.3g}: the official classifier has no such '
+                             "bias. head_bias (--head-bias) writes it as 'avgpool_pre_head.1.bias', for code that "
+                             'was changed to load it')
         del tensors[_HIDDEN_BIAS]
     prefix = 'backbone.' if parts else ''
     converted = {}
@@ -170,7 +171,7 @@ class _Network(NamedTuple):
     embed_dim: int
     depths: tuple[int, ...]
     token_mixers: tuple[str, ...]  # of each stage
-    conv_channels: tuple[tuple[int, ...], ...]  # of each block of each stage
+    conv_channels: tuple[int, ...]  # of each block
     num_heads: int | None
     spatial_attention: str
     out_norms: tuple[int, ...]  # stages with a norm of their own
@@ -186,89 +187,67 @@ class _Network(NamedTuple):
         def has(pattern: str) -> bool:
             return any(re.match(pattern, name) for name in tensors)
 
-        conv_channels, mixers = [], []
+        stem = tensors[_OURS.stem]
+        # The width that most tensors have, so that one of another shape is reported as such.
+        widths = [rows(name) for name in (_OURS.stem, *(f'downsample_layers.0.norm.{leaf}' for leaf in _BATCH_NORM))]
+        embed_dim = Counter(filter(None, widths)).most_common(1)[0][0] if any(widths) else 0
+        if not 0 < embed_dim <= MAX_WIDTH:
+            raise ValueError(f'its stem has {embed_dim} channels')
+        depths, conv_channels, mixers = [], [], []
         for stage in range(PartialNet.num_stages):
-            blocks = {name.split('.')[2] for name in tensors if name.startswith(f'stages.{stage}.')}
-            if not blocks:
-                raise ValueError(f'stage {stage + 1} has no block')
-            conv_channels.append(tuple(rows(f'stages.{stage}.{j}.token_mixer.conv.weight')
-                                       for j in range(len(blocks))))
+            depth = len({name.split('.')[2] for name in tensors if name.startswith(f'stages.{stage}.')})
+            if not 0 < depth <= MAX_DEPTH:
+                raise ValueError(f'stage {stage + 1} has {depth or "no"} block{"s" * (depth > 1)}')
+            depths.append(depth)
+            width = embed_dim * 2**stage
+            for j in range(depth):
+                convolved = rows(f'stages.{stage}.{j}.token_mixer.conv.weight')
+                # What is missing or cannot be is an error in any case, reported against the paper's own ratio.
+                conv_channels.append(convolved if 0 < convolved < width else width // 4)
             attention = rf'stages\.{stage}\.\d+\.token_mixer\.'
             mixers.append('pat_ch' if has(attention + 'gate') else
                           'pat_sf' if has(attention + '(qkv|proj|position_bias)') else 'partial_conv')
-        stem = tensors[_OURS.stem]
         return cls(
-            in_channels=stem.shape[1] if stem.dim() == 4 else 0,
-            embed_dim=rows(_OURS.stem),
-            depths=tuple(map(len, conv_channels)),
+            in_channels=stem.shape[1] if stem.dim() == 4 else 3,
+            embed_dim=embed_dim,
+            depths=tuple(depths),
             token_mixers=tuple(mixers),
             conv_channels=tuple(conv_channels),
-            num_heads=max((rows(name) for name in tensors if name.endswith(_TABLE)), default=None),
+            num_heads=max((min(rows(name), embed_dim) for name in tensors if name.endswith(_TABLE)), default=None),
             spatial_attention='partial' if has(r'.*\.spatial_attention\.') else 'none',
             out_norms=tuple(i for i in range(PartialNet.num_stages) if has(rf'norm{i}\.')),
             head=(rows(_HIDDEN), rows('head.layers.1.fc.weight')) if has(r'head\.') else None)
 
     def shapes(self) -> dict[str, _Shape]:
-        """Shape of each tensor that the network has, by our names."""
-        shapes: dict[str, _Shape] = {}
+        """Shape of each tensor that the network has, by our names.
 
-        def norm(name: str, channels: int, leaves: Iterable[str] = _BATCH_NORM) -> None:
-            shapes.update({f'{name}.{leaf}': () if leaf == 'num_batches_tracked' else (channels, ) for leaf in leaves})
-
-        before = self.in_channels
-        for stage, blocks in enumerate(self.conv_channels):
-            width = self.embed_dim * 2**stage
-            kernel = 2 if stage else 4
-            shapes[f'downsample_layers.{stage}.conv.weight'] = (width, before, kernel, kernel)
-            norm(f'downsample_layers.{stage}.norm', width)
-            before = width
-            for j, convolved in enumerate(blocks):
-                block, mixer = f'stages.{stage}.{j}', f'stages.{stage}.{j}.token_mixer'
-                if not 0 < convolved < width:  # missing, or an error in any case: the paper's own
-                    convolved = width // 4
-                attended = width - convolved
-                shapes[f'{mixer}.conv.weight'] = (convolved, convolved, 3, 3)
-                if self.token_mixers[stage] == 'pat_ch':
-                    shapes[f'{mixer}.gate.conv.weight'] = (attended, attended, 1, 2)
-                    norm(f'{mixer}.gate.norm', attended)
-                    norm(f'{mixer}.norm', attended)
-                elif self.token_mixers[stage] == 'pat_sf':
-                    norm(f'{mixer}.norm', attended, ('weight', 'bias'))
-                    shapes[f'{mixer}.qkv.weight'] = (3 * attended, attended)
-                    # As PartialSelfAttention chooses them.
-                    heads = next(n for n in range(self.num_heads or 1, 0, -1) if attended % n == 0)
-                    shapes[f'stages.{stage}.{j}.{_TABLE}'] = (heads, FIRST_BUCKET + 1)
-                    shapes[f'{mixer}.proj.weight'] = (attended, attended)
-                    shapes[f'{mixer}.proj.bias'] = (attended, )
-                shapes[f'{block}.mlp.conv1.weight'] = (2 * width, width, 1, 1)
-                norm(f'{block}.mlp.norm', 2 * width)
-                shapes[f'{block}.mlp.conv2.weight'] = (width, 2 * width, 1, 1)
-                if self.spatial_attention == 'partial':
-                    half, rest = width // 2, width - width // 2
-                    shapes[f'{block}.spatial_attention.logit_conv.weight'] = (1, half, 1, 1)
-                    norm(f'{block}.spatial_attention.attended_norm', half)
-                    norm(f'{block}.spatial_attention.rest_norm', rest)
-                    shapes[f'{block}.spatial_attention.rest_conv.weight'] = (rest, rest, 1, 1)
-        for stage in self.out_norms:
-            norm(f'norm{stage}', self.embed_dim * 2**stage)
+        Raises:
+            ValueError: If there is no such network.
+        """
+        cfg = {name: value for name, value in self.backbone_cfg().items() if name != 'type'}
+        if isinstance(cfg['arch'], dict):
+            cfg['arch'] = dict(cfg['arch'], num_heads=self.num_heads or 1, act_cfg=dict(type='ReLU'))
+        with torch.device('meta'):  # names and shapes alone
+            backbone = PartialNet(**cfg)
+        shapes = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
         if self.head is not None:
             hidden, classes = self.head
-            shapes.update({_HIDDEN: (hidden, before), _HIDDEN_BIAS: (hidden, ),
+            shapes.update({_HIDDEN: (hidden, backbone.channels[-1]), _HIDDEN_BIAS: (hidden, ),
                            'head.layers.1.fc.weight': (classes, hidden), 'head.layers.1.fc.bias': (classes, )})
         return shapes
 
     def backbone_cfg(self) -> dict:
         """Arguments of :class:`PartialNet` that build it, those that differ from the defaults.
 
-        For sizes that are no variant's, ``arch`` is a dict without
-        ``act_cfg``: no tensor shows the activation.
+        For sizes of no variant, ``arch`` is a dict without ``act_cfg``: no
+        tensor shows the activation.
         """
         sizes = dict(embed_dim=self.embed_dim, depths=self.depths, num_heads=self.num_heads)
         cfg = dict(type='PartialNet', arch=next(
             (arch for arch, settings in PartialNet.arch_settings.items()
              if all(value in (None, settings[key]) for key, value in sizes.items())), sizes))
-        ratios = [_ratio(convolved, self.embed_dim * 2**stage)
-                  for stage, blocks in enumerate(self.conv_channels) for convolved in blocks]
+        widths = [self.embed_dim * 2**stage for stage, depth in enumerate(self.depths) for _ in range(depth)]
+        ratios = list(map(_ratio, self.conv_channels, widths))
         given = dict(
             in_channels=self.in_channels,
             split_ratio=ratios[0] if len(set(ratios)) == 1 else ratios,
@@ -284,13 +263,13 @@ class _Network(NamedTuple):
 
 
 def _ratio(convolved: int, width: int) -> float:
-    """A split ratio that PartialNet, which rounds down, turns into so many channels."""
+    """A split ratio from which PartialNet, which rounds down, gets so many channels."""
     ratio = convolved / width
     return ratio if int(width * ratio) == convolved else (convolved + 0.5) / width
 
 
 def _read(content: dict, layout: _Layout) -> tuple[_Network, dict[str, Tensor], dict[str, Tensor]]:
-    """The network, its tensors by our names in the shapes of their layout, and the parts beside a backbone."""
+    """The network, its tensors by our names in the shapes of their layout, and the tensors beside a backbone."""
     state = find_state_dict(content)
     wrong = [f'{name} is a {type(value).__name__}' for name, value in state.items() if not isinstance(value, Tensor)]
     if wrong:
@@ -314,7 +293,11 @@ def _read(content: dict, layout: _Layout) -> tuple[_Network, dict[str, Tensor], 
         else:
             unknown.append(name)
     network = _Network.read(tensors)
-    _check(network.shapes(), tensors, unknown, layout)
+    try:
+        shapes = network.shapes()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f'no PartialNet in {layout.title}: {error}') from error
+    _check(shapes, tensors, unknown, layout)
     return network, tensors, parts
 
 
@@ -323,7 +306,7 @@ def _find_prefix(state: dict[str, Tensor], layout: _Layout) -> str:
     if len(found) == 1 and re.fullmatch(rf'(({"|".join(WRAPPERS)})\.)*', found[0]):
         return found[0]
     if found:
-        raise ValueError(f'{", ".join(prefix + layout.stem for prefix in found)}: one network is needed, behind any of '
+        raise ValueError(f'{", ".join(prefix + layout.stem for prefix in found)}: one network is needed, with any of '
                          f'the prefixes {", ".join(f"{wrapper}." for wrapper in WRAPPERS)} or none')
     other = _OURS if layout is _OFFICIAL else _OFFICIAL
     hint = f': it is in {other.title}' if any(name.endswith(other.stem) for name in state) else ''

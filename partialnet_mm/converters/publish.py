@@ -1,18 +1,21 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""What of a training's checkpoint is worth handing on: weights, and what they are of."""
+"""The content of a training's checkpoint that others need: weights, and what describes them."""
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint.pretrained import find_state_dict, shorten
 
-#: Parts of 'meta' that are kept. The others are of the training, and of the machine that it ran on.
+#: Keys of 'meta' that are kept. The others belong to the training, and to the machine that it ran on.
 KEPT_META = ('dataset_meta', 'backbone', 'epoch', 'iter', 'mmengine_version')
+#: Largest array in 'meta', in bytes.
+MAX_ARRAY = 1 << 20
 
 
 def strip_checkpoint(content: dict, no_ema: bool = False) -> dict[str, dict]:
-    """Leaves weights and plain data of a checkpoint.
+    """The weights of a checkpoint and the plain data that describes them, without the rest.
 
     Args:
         content: What was read. Where mmengine's EMAHook averaged the
@@ -22,13 +25,12 @@ def strip_checkpoint(content: dict, no_ema: bool = False) -> dict[str, dict]:
             their averages. Defaults to False.
 
     Returns:
-        dict[str, dict]: 'state_dict' of tensors, each with a storage of its
-        own, and 'meta' of text, numbers, and lists and dicts of them.
+        'state_dict' of tensors, each with a storage of its own, and 'meta' of
+        text, numbers, and lists and dicts of them.
 
     Raises:
-        ValueError: If something in the place of the weights is no tensor or
-            not finite, ``no_ema`` finds no such weights, or meta.dataset_meta
-            is not plain data.
+        ValueError: If a weight is no tensor or not finite, ``no_ema`` finds no
+            such weights, or meta.dataset_meta is not plain data.
     """
     weights = find_state_dict(content)
     if no_ema:
@@ -54,10 +56,12 @@ def strip_checkpoint(content: dict, no_ema: bool = False) -> dict[str, dict]:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """The same in Python's own types, which every reader of tensors takes."""
-    if hasattr(value, 'tolist'):  # numpy's, whose numbers also are Python's by inheritance
+    """The same value in Python's own types, which every reader of tensors accepts."""
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):  # numpy's numbers inherit from Python's
+        if value.nbytes > MAX_ARRAY:
+            raise ValueError(f'{name} is an array of {value.nbytes} bytes; at most {MAX_ARRAY} can be published')
         return value.tolist()
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, dict):
         return {_plain(key, f'a key of {name}'): _plain(item, f'{name}.{key}') for key, item in value.items()}

@@ -80,3 +80,74 @@ def test_damaged_data(coco, damage, message, monkeypatch, capsys):
 def test_wrong_usage_of_the_check(arguments, message, monkeypatch, capsys):
     assert run_main(monkeypatch, CHECK, *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+# Nothing of the user's is written over
+
+SHAPES, SEMANTIC = 'tools/dataset_tools/make_shapes.py', 'tools/dataset_tools/coco_to_semantic.py'
+
+
+def contents(folder):
+    return {path: (path.is_symlink(), path.read_bytes()) for path in folder.rglob('*') if path.is_file()}
+
+
+@pytest.mark.parametrize('existing', ['annotations/instances_val.json', 'train/00002.jpg'])
+def test_drawn_images_never_replace_others_unasked(monkeypatch, capsys, tmp_path, existing):
+    (tmp_path / existing).parent.mkdir()
+    (tmp_path / existing).write_text('mine')
+    command = SHAPES, tmp_path, '--train', 2, '--val', 1, '--size', 64
+    assert run_main(monkeypatch, *command) == 2
+    assert f"{existing}' is not written: it exists. --force overwrites it" in capsys.readouterr().err
+    assert list(contents(tmp_path)) == [tmp_path / existing]
+    assert run_main(monkeypatch, *command, '--force') == 0
+    assert len(contents(tmp_path)) == 5 and (tmp_path / existing).read_bytes() != b'mine'
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """A drawn data set, and a function that runs coco_to_semantic.py on it."""
+    write_shapes_dataset(tmp_path / 'coco', dict(train=2), size=64)
+    annotations = tmp_path / 'coco' / 'annotations' / 'instances_train.json'
+
+    def run(monkeypatch, *options, images=tmp_path / 'coco' / 'train', root=tmp_path / 'out', name=None):
+        if name is not None:
+            content = json.loads(annotations.read_text())
+            content['images'][0]['file_name'] = name
+            annotations.write_text(json.dumps(content))
+        return run_main(monkeypatch, SEMANTIC, annotations, images, root, 'train', *options)
+
+    return tmp_path, run
+
+
+@pytest.mark.parametrize('options', [[], ['--symlink'], ['--force'], ['--symlink', '--force']])
+@pytest.mark.parametrize('name', ['{images}/00001.jpg', '../train/00001.jpg'])
+def test_names_that_leave_the_folder_are_refused(monkeypatch, capsys, shapes, options, name):
+    folder, run = shapes
+    name = name.format(images=folder / 'coco' / 'train')
+    before = contents(folder / 'coco' / 'train')
+    assert run(monkeypatch, *options, name=name) == 2
+    assert 'names must be relative' in capsys.readouterr().err
+    assert contents(folder / 'coco' / 'train') == before and not (folder / 'out').exists()
+
+
+@pytest.mark.parametrize('options', [[], ['--symlink'], ['--force'], ['--symlink', '--force']])
+def test_sources_in_the_target_folder_stay(monkeypatch, capsys, shapes, options):
+    folder, run = shapes
+    (folder / 'out' / 'img_dir').mkdir(parents=True)
+    (folder / 'coco' / 'train').rename(folder / 'out' / 'img_dir' / 'train')
+    before = contents(folder)
+    assert run(monkeypatch, *options, images=folder / 'out' / 'img_dir' / 'train') == 2
+    assert 'Nothing was written' in capsys.readouterr().err
+    assert contents(folder) == before
+
+
+def test_a_second_run_needs_force_and_replaces_links_not_what_they_name(monkeypatch, capsys, shapes):
+    folder, run = shapes
+    sources = contents(folder / 'coco')
+    assert run(monkeypatch, '--symlink') == 0
+    assert all((folder / 'out' / 'img_dir' / 'train' / f'0000{i}.jpg').is_symlink() for i in (1, 2))
+    assert run(monkeypatch, '--symlink') == 2 and 'Nothing was written' in capsys.readouterr().err
+    assert run(monkeypatch, '--force') == 0
+    copied = contents(folder / 'out' / 'img_dir')
+    assert [link for link, _ in copied.values()] == [False, False]
+    assert contents(folder / 'coco') == sources

@@ -69,6 +69,11 @@ def test_pretraining_trains_and_tests_in_two_processes(image_folders, tmp_path):
     assert re.search(r'accuracy/top1\s+\d', tested.stdout)
 
 
+def test_wrong_usage_keeps_its_status():
+    done = run_tool('tools/dist_train.sh', 'configs/pretrain/partialnet_t0_in1k.py', 2, '--bogus')
+    assert done.returncode == 2 and 'unrecognized arguments: --bogus' in done.stderr
+
+
 def test_two_machines(image_folders, tmp_path, tiny_arch):
     """The commands of docs/coco.md for several machines; here each machine is a group of one process."""
     config = write_config('classifier', tmp_path / 'config.py', tiny_arch)

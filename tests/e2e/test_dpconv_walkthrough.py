@@ -1,6 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The five commands of docs/dpconv.md on a few drawn images, and what their tools say of what they cannot do."""
-import importlib.util
 import json
 import os
 import re
@@ -287,12 +286,3 @@ def test_gates_are_spared_by_weight_decay():
 def test_list_of_the_wrong_length_is_refused():
     with pytest.raises(ValueError, match=r'split_ratio must be one number or one for each of the 13 blocks'):
         PartialNet('t0', split_ratio=[0.25] * 12)
-
-
-def test_tools_can_be_imported():
-    """Their functions serve notebooks, too."""
-    spec = importlib.util.spec_from_file_location('dpconv_to_fixed', ROOT / TO_FIXED)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    with pytest.raises(ValueError, match='holds a list in the place of its state dict'):
-        tool.convert(dict(state_dict=[]))

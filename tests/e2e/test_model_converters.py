@@ -1,6 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Weights on their way: from a pretraining run, published, converted, into detectors and segmentors."""
 import hashlib
+import json
 import logging
 import os
 import re
@@ -15,7 +16,9 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from PIL import Image
+from safetensors import safe_open
 
+from partialnet_mm.version import __version__
 from tests.helpers import reference_network
 from tests.helpers.libraries import ROOT, build_model, readme_snippets, shipped_config
 
@@ -194,11 +197,31 @@ def test_a_published_view_leaves_the_rest_of_its_tensor(tmp_path, command):
     assert published.stat().st_size < 4000
 
 
+@pytest.mark.parametrize('target', ['net', 'net.safetensors'])
+def test_safetensors_is_what_is_published_by_default(target, pretrained, tmp_path, command, log):
+    saved = torch.load(pretrained[0], weights_only=False)
+    status, out, err = command(PUBLISH, pretrained[0], tmp_path / target)
+    published, = tmp_path.iterdir()
+    assert (status, err) == (0, '') and out.endswith(f'\n{published}\n')
+    assert published.name == f'net-{hashlib.sha256(published.read_bytes()).hexdigest()[:8]}.safetensors'
+    with safe_open(published, 'pt') as file:
+        assert_same({name: file.get_tensor(name) for name in list(file.keys())}, saved['state_dict'])
+        metadata = file.metadata()
+    assert json.loads(metadata['classes']) == ['0', '1'] and metadata['source'] == f'partialnet_mm {__version__}'
+    assert json.loads(metadata['meta']) == dict(dataset_meta=dict(classes=['0', '1']), epoch=1, iter=3,
+                                                mmengine_version=saved['meta']['mmengine_version'])
+    assert_arrived(detector(published), saved['state_dict'], log, published)
+    # what is published again, in either format, holds the same
+    assert command(PUBLISH, published, tmp_path / 'again.pth')[0] == 0
+    again, = tmp_path.glob('again-*.pth')
+    assert_same(torch.load(again, weights_only=True)['state_dict'], saved['state_dict'])
+
+
 @pytest.mark.parametrize('meta, expected', [
     (dict(classes=('a', 'b'), palette=[(1, 2, 3)], label_map={np.int64(3): np.float64(0.5)}),
      dict(classes=('a', 'b'), palette=[(1, 2, 3)], label_map={3: 0.5})),
     (dict(palette=np.arange(3)), dict(palette=[0, 1, 2])),
-    (dict(kind=torch.nn.Linear), 'meta.dataset_meta.kind is a type: only text, numbers, and lists'),
+    (dict(kind=torch.nn.Linear), 'meta.dataset_meta.kind is a Reference: only text, numbers, and lists'),
 ], ids=str)
 def test_what_a_published_checkpoint_says_of_its_data_is_plain(meta, expected, tmp_path, command):
     source = save(dict(state_dict=dict(weight=torch.ones(1)), meta=dict(dataset_meta=meta)), tmp_path / 'in.pth')
@@ -251,7 +274,8 @@ def test_nothing_is_written_over(tmp_path, command):
     target = tmp_path / 'ours.pth'
     target.write_text('precious')
     status, out, err = command(CONVERT, source, target)
-    assert (status, out, err) == (1, '', f"'{target}' exists; --force writes over it\n")
+    assert (status, out, err) == (1, '', f"'{source}' was not converted: '{target}' is not written: it exists. "
+                                  '--force overwrites it\n')
     assert target.read_text() == 'precious'
     assert command(CONVERT, source, target, '--force')[0] == 0
     assert 'backbone.norm3.weight' in torch.load(target, weights_only=True)['state_dict']
@@ -273,11 +297,11 @@ def bad_file(kind, folder):
         return path, 'does not exist'
     if kind == 'text':
         path.write_text('no\ncheckpoint')
-        return path, 'is truncated, damaged'
+        return path, 'or it is truncated or damaged'
     if kind == 'truncated':
         save(reference_network.random_state(detection=True, **T0), path)
         path.write_bytes(path.read_bytes()[:100000])
-        return path, 'is truncated, damaged'
+        return path, 'is truncated or damaged'
     if kind == 'TorchScript':
         torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
         return path, 'TorchScript archive, which is a program'
@@ -304,7 +328,7 @@ def test_the_other_layout_is_called_that(tmp_path, command):
     status, _, err = command(CONVERT, official, tmp_path / 'out.pth', '--reverse')
     assert status == 1 and "not in this project's layout: it is in the official layout" in err
     status, _, err = command(PUBLISH, official, tmp_path / 'out.txt')
-    assert status == 2 and "target must end in .pth, got '" in err
+    assert status == 2 and f"target '{tmp_path}/out.txt' must end in .safetensors or .pth" in err
     status, _, err = command(CONVERT, official, tmp_path / 'out.pth', '--head-bias')
     assert status == 2 and '--head-bias goes with --reverse only' in err
     with pytest.raises(ValueError, match='in the layout of the official code'):
@@ -326,7 +350,7 @@ def test_a_disk_that_keeps_something_else_is_noticed(tmp_path, command, monkeypa
         with open(path, 'wb') as file:
             file.write(content[:len(content) // 2])
 
-    monkeypatch.setattr('partialnet_mm.engine.atomic_backend.write_atomically', write_half)
+    monkeypatch.setattr('partialnet_mm.checkpoint.atomic.write_atomically', write_half)
     source = save(dict(weight=torch.ones(9)), tmp_path / 'in.pth')
     status, out, err = command(PUBLISH, source, tmp_path / 'out.pth')
     assert (status, out) == (1, '') and 'does not hold what was written to it' in err

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from partialnet_mm.deploy import onnx_export
 from partialnet_mm.deploy.onnx_export import add_metadata, differences, to_onnx
-from partialnet_mm.utils import onnx_export
 from tests.helpers.libraries import ROOT
 from tests.helpers.tiny_models import CLASSES, write_checkpoint, write_config
 from tests.helpers.tool_scripts import run_main

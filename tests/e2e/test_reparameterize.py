@@ -6,6 +6,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from partialnet_mm.checkpoint import read_checkpoint
+from partialnet_mm.converters import reparameterize
 from partialnet_mm.models import merge_model
 from tests.helpers.libraries import build_model
 from tests.helpers.tiny_models import CLASSES, LIBRARIES, write_checkpoint, write_config, write_model
@@ -28,19 +30,20 @@ def outputs_of(kind, model, image):
     return tensors_in(maps) + tensors_in(model.rpn_head(maps))
 
 
-@pytest.mark.parametrize('kind', LIBRARIES)
-def test_merged_checkpoint_gives_the_same_outputs(kind, monkeypatch, capsys, tmp_path, tiny_arch, randomize_norms):
+@pytest.mark.parametrize('kind, ending', zip(LIBRARIES, ('safetensors', 'pth', 'safetensors')))
+def test_merged_checkpoint_gives_the_same_outputs(kind, ending, monkeypatch, capsys, tmp_path, tiny_arch,
+                                                  randomize_norms):
     config = write_config(kind, tmp_path / 'config.py', tiny_arch)
     model = write_checkpoint(kind, config, tmp_path / 'in.pth', randomize_norms)
-    assert run_main(monkeypatch, TOOL, config, tmp_path / 'in.pth', tmp_path / 'out.pth') == 0
+    assert run_main(monkeypatch, TOOL, config, tmp_path / 'in.pth', out_file := tmp_path / f'out.{ending}') == 0
     said = capsys.readouterr().out
     assert 'merged backbone;' in said and '--cfg-options model.backbone.deploy=True' in said
     difference = float(re.search(r'random images (\S+) of their largest value', said).group(1))
     assert 0 < difference < 1e-5
 
-    content = torch.load(tmp_path / 'out.pth', weights_only=True)
+    content = read_checkpoint(out_file)
     assert set(content) == {'meta', 'state_dict'}
-    assert content['meta']['dataset_meta']['classes'] == CLASSES[kind]
+    assert content['meta']['dataset_meta']['classes'] == (list if ending == 'safetensors' else tuple)(CLASSES[kind])
     cfg = Config.fromfile(config)
     cfg.merge_from_dict({'model.backbone.deploy': True})
     merged = build_model(cfg).eval()
@@ -86,7 +89,7 @@ def test_nothing_is_overwritten_without_force(classifier, monkeypatch, capsys, t
     out = tmp_path / 'out.pth'
     out.write_text('precious')
     assert run_main(monkeypatch, TOOL, config, checkpoint, out) == 2
-    assert 'exists: name another file, or overwrite it with --force' in capsys.readouterr().err
+    assert 'it exists. --force overwrites it' in capsys.readouterr().err
     assert out.read_text() == 'precious'
     assert run_main(monkeypatch, TOOL, config, checkpoint, out, '--force') == 0
     assert torch.load(out)['meta']['epoch'] == 3
@@ -155,8 +158,9 @@ def test_outputs_that_differ_are_refused(layer, factor, monkeypatch, capsys, tmp
             model.backbone.get_submodule(layer).weight[0] *= factor
         return parts
 
-    assert run_main(monkeypatch, TOOL, config, checkpoint, tmp_path / 'out.pth', merge_model=merge_wrongly) == 1
-    assert 'the maps of the merged model differ by' in capsys.readouterr().err
+    monkeypatch.setattr(reparameterize, 'merge_model', merge_wrongly)
+    assert run_main(monkeypatch, TOOL, config, checkpoint, tmp_path / 'out.pth') == 1
+    assert 'the feature maps of the merged model differ by' in capsys.readouterr().err
     assert not (tmp_path / 'out.pth').exists()
 
 
@@ -171,6 +175,8 @@ def test_weights_that_are_not_finite(classifier, monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize('arguments, status, message', [
     (['missing.py', 'in.pth', 'out.pth'], 2, "config 'missing.py' does not exist"),
+    (['{config}', 'missing.pth', 'out'], 2, "'out' must end in .safetensors or .pth"),
+    (['{config}', '{config}', '{config}'], 2, 'must end in .safetensors or .pth'),
     (['{config}', 'missing.pth', 'out.pth'], 1, "checkpoint 'missing.pth' does not exist"),
     (['{config}', '{config}', 'out.pth'], 1, 'cannot be read'),
 ])

@@ -15,20 +15,17 @@ from mmengine.hooks import Hook
 
 from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.engine import EXIT_PREEMPTED, CrashSafeCheckpointHook
-from partialnet_mm.engine.hooks.epoch_data_hook import remaining_batches
 from tests.helpers.libraries import ROOT
-from tests.helpers.toy_training import Images, build_runner, fingerprint, hash_of
+from tests.helpers.toy_training import (  # noqa: F401
+    Images,
+    SignalAt,
+    build_runner,
+    fingerprint,
+    former_handlers,
+    hash_of,
+)
 
 SCRIPT = ROOT / 'tests' / 'helpers' / 'toy_training.py'
-
-
-@pytest.fixture(autouse=True)
-def former_handlers():
-    """A training that leaves keeps its signal handlers, for it is about to exit."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def copy_of(work_dir, name, *files):
@@ -38,23 +35,6 @@ def copy_of(work_dir, name, *files):
     for file in files:
         shutil.copy(work_dir / file, folder)
     return folder
-
-
-class SignalAt(Hook):
-    """Sends a signal to this process in the middle of an iteration, or of a validation."""
-
-    def __init__(self, iteration=None, validation=None, number=signal.SIGUSR1):
-        self.iteration = iteration
-        self.validation = validation
-        self.number = number
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.iteration:
-            os.kill(os.getpid(), self.number)
-
-    def before_val_epoch(self, runner):
-        if runner.epoch == self.validation:
-            os.kill(os.getpid(), self.number)
 
 
 class Batches(Hook):
@@ -67,32 +47,42 @@ class Batches(Hook):
         self.iterations.append(runner.iter)
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """The work directory of an undisturbed training with all its checkpoints, and the hash of its final weights."""
+    folder = tmp_path_factory.mktemp('whole') / 'whole'
+    runner = build_runner(folder, checkpoint=dict(max_keep_ckpts=-1))
+    runner.train()
+    return folder, fingerprint(runner.model)
+
+
 @pytest.mark.parametrize('workers, persistent', [(0, False), (2, False), (2, True)])
-@pytest.mark.parametrize('epoch', [1, 3])
-def test_resumed_at_an_epochs_end_is_bit_equal(tmp_path, workers, persistent, epoch):
+def test_resumed_at_an_epochs_end_is_bit_equal(tmp_path, workers, persistent):
     options = dict(workers=workers, persistent=persistent, checkpoint=dict(max_keep_ckpts=-1))
     whole = build_runner(tmp_path / 'whole', **options)
     whole.train()
-    folder = copy_of(tmp_path / 'whole', 'resumed', f'epoch_{epoch}.pth')
-    resumed = build_runner(folder, resume=True, **options)
-    resumed.train()
-    assert multiprocessing.active_children() == []  # workers that persist leave with the training
-    assert (resumed.epoch, resumed.iter) == (4, 12)
-    assert fingerprint(resumed.model) == fingerprint(whole.model)
+    for epoch in (1, 3):
+        folder = copy_of(tmp_path / 'whole', f'resumed_{epoch}', f'epoch_{epoch}.pth')
+        resumed = build_runner(folder, resume=True, **options)
+        resumed.train()
+        assert multiprocessing.active_children() == []  # workers that persist leave with the training
+        assert (resumed.epoch, resumed.iter) == (4, 12)
+        assert fingerprint(resumed.model) == fingerprint(whole.model)
 
 
-def test_an_error_ends_persistent_workers_at_once(tmp_path):
+@pytest.mark.parametrize('persistent', [False, True])
+def test_an_error_ends_the_workers_at_once(tmp_path, persistent):
     """They outlive a SIGTERM, by which Python would end them, until an alarm goes off."""
     code = ('import sys\n'
-            'from toy_training import build_runner\n'
+            'from tests.helpers.toy_training import build_runner\n'
             'from mmengine.hooks import Hook\n'
             'class Fails(Hook):\n'
             '    def before_train_iter(self, runner, batch_idx, data_batch=None):\n'
             '        if batch_idx == 1:\n'
             "            raise RuntimeError('as planned')\n"
-            'build_runner(sys.argv[1], workers=2, persistent=True, hooks=[Fails()]).train()\n')
+            f'build_runner(sys.argv[1], workers=2, persistent={persistent}, hooks=[Fails()]).train()\n')
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, timeout=120,
-                          cwd=Path(__file__).parent)
+                          cwd=ROOT)
     assert done.returncode == 1 and 'RuntimeError: as planned' in done.stderr
     assert 'Alarm clock' not in done.stderr
 
@@ -116,16 +106,15 @@ def test_handlers_are_given_back_after_training(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_without_the_random_numbers_the_weights_differ(tmp_path):
-    whole = build_runner(tmp_path / 'whole')
-    whole.train()
-    folder = copy_of(tmp_path / 'whole', 'resumed', 'epoch_2.pth')
+def test_without_the_random_numbers_the_weights_differ(whole, tmp_path):
+    (tmp_path / 'resumed').mkdir()
+    folder = Path(shutil.copy(whole[0] / 'epoch_2.pth', tmp_path / 'resumed')).parent
     checkpoint = torch.load(folder / 'epoch_2.pth', weights_only=False)
     del checkpoint['meta']['random_states']
     torch.save(checkpoint, folder / 'epoch_2.pth')
     resumed = build_runner(folder, resume=True)
     resumed.train()
-    assert fingerprint(resumed.model) != fingerprint(whole.model)
+    assert fingerprint(resumed.model) != whole[1]
 
 
 def test_workers_draw_anew_in_each_epoch(tmp_path):
@@ -147,11 +136,9 @@ def test_workers_draw_anew_in_each_epoch(tmp_path):
     assert not torch.equal(seen.images[1], seen.images[2])
 
 
-@pytest.mark.parametrize('iteration', [0, 4, 5, 6])
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_what_follows_is_bit_equal(tmp_path, iteration, number):
-    whole = build_runner(tmp_path / 'whole')
-    whole.train()
+@pytest.mark.parametrize('iteration, number', [(0, signal.SIGTERM), (4, signal.SIGUSR1), (5, signal.SIGTERM),
+                                               (6, signal.SIGUSR1)])
+def test_a_signal_saves_and_what_follows_is_bit_equal(whole, tmp_path, iteration, number):
     with pytest.raises(SystemExit) as left:
         build_runner(tmp_path / 'left', hooks=[SignalAt(iteration, number=number)]).train()
     assert left.value.code == EXIT_PREEMPTED == 75
@@ -163,17 +150,7 @@ def test_a_signal_saves_and_what_follows_is_bit_equal(tmp_path, iteration, numbe
     resumed = build_runner(tmp_path / 'left', resume=True, hooks=[batches])
     resumed.train()
     assert batches.iterations == list(range(iteration + 1, 12)), 'no batch twice, none left out'
-    assert fingerprint(resumed.model) == fingerprint(whole.model)
-
-
-def test_the_status_goes_to_a_file_and_is_taken_back_on_resuming(tmp_path, monkeypatch):
-    status = tmp_path / 'status'
-    monkeypatch.setenv('PARTIALNET_STATUS_FILE', str(status))
-    with pytest.raises(SystemExit):
-        build_runner(tmp_path / 'work', hooks=[SignalAt(2)]).train()
-    assert status.read_text() == '75'
-    build_runner(tmp_path / 'work', resume=True).train()
-    assert status.read_text() == ''
+    assert fingerprint(resumed.model) == whole[1]
 
 
 def test_preemption_needs_a_hook_that_saves(tmp_path):
@@ -194,16 +171,29 @@ def test_a_second_signal_in_the_same_epoch(tmp_path):
     assert fingerprint(resumed.model) == fingerprint(whole.model)
 
 
-def test_a_signal_in_validation_leaves_at_once_when_the_epoch_is_saved(tmp_path):
-    whole = build_runner(tmp_path / 'whole')
-    whole.train()
+class Validations(Hook):
+    """Notes the epochs whose validation was completed."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def after_val_epoch(self, runner, metrics=None):
+        self.epochs.append(runner.epoch)
+
+
+@pytest.mark.parametrize('epoch', [2, 4])
+def test_a_signal_in_validation_leaves_at_once_and_the_validation_is_repeated(whole, tmp_path, epoch):
+    """Also after the last epoch, when nothing else is left to do."""
     with pytest.raises(SystemExit) as left:
-        build_runner(tmp_path / 'left', hooks=[SignalAt(validation=2)]).train()
+        build_runner(tmp_path, hooks=[SignalAt(validation=epoch)]).train()
     assert left.value.code == EXIT_PREEMPTED
-    assert sorted(p.name for p in (tmp_path / 'left').glob('*.pth')) == ['epoch_1.pth', 'epoch_2.pth']
-    resumed = build_runner(tmp_path / 'left', resume=True)
-    resumed.train()
-    assert fingerprint(resumed.model) == fingerprint(whole.model)
+    assert (tmp_path / f'epoch_{epoch}.pth').exists() and not (tmp_path / f'epoch_{epoch + 1}.pth').exists()
+    for epochs in (list(range(epoch, 5)), []):  # a second time, all is done
+        validations = Validations()
+        resumed = build_runner(tmp_path, resume=True, hooks=[validations])
+        resumed.train()
+        assert validations.epochs == epochs
+        assert fingerprint(resumed.model) == whole[1]
 
 
 def test_a_signal_in_validation_waits_when_the_epoch_is_not_saved(tmp_path):
@@ -212,31 +202,85 @@ def test_a_signal_in_validation_waits_when_the_epoch_is_not_saved(tmp_path):
     assert [p.name for p in tmp_path.glob('*.pth')] == ['epoch_1_iter_4.pth']
 
 
-def test_a_loop_over_iterations_goes_on(tmp_path):
+@pytest.mark.parametrize('sampler, workers', [('DefaultSampler', 0), ('DefaultSampler', 2), ('InfiniteSampler', 2)])
+def test_a_loop_over_iterations_goes_on_bit_equal(tmp_path, sampler, workers):
+    """In its second pass through the images, or what would be one."""
+    options = dict(iterations=12, length=20, batch_size=3, val=False, workers=workers, sampler=sampler,
+                   checkpoint=dict(interval=3))
+    whole = build_runner(tmp_path / 'whole', **options)
+    whole.train()
     with pytest.raises(SystemExit):
-        build_runner(tmp_path, iterations=8, length=36, val=False, hooks=[SignalAt(4)],
-                     checkpoint=dict(interval=2)).train()
-    assert sorted(p.name for p in tmp_path.glob('*.pth')) == ['iter_2.pth', 'iter_4.pth', 'iter_5.pth']
+        build_runner(tmp_path / 'left', hooks=[SignalAt(7)], **options).train()
+    assert sorted(p.name for p in (tmp_path / 'left').glob('*.pth')) == ['iter_3.pth', 'iter_6.pth', 'iter_8.pth']
     batches = Batches()
-    build_runner(tmp_path, iterations=8, length=36, val=False, resume=True, hooks=[batches],
-                 checkpoint=dict(interval=2)).train()
-    assert batches.iterations == [5, 6, 7]
+    resumed = build_runner(tmp_path / 'left', resume=True, hooks=[batches], **options)
+    resumed.train()
+    assert batches.iterations == [8, 9, 10, 11]
+    assert fingerprint(resumed.model) == fingerprint(whole.model)
 
 
-def test_an_epoch_of_another_length_starts_anew(tmp_path):
+@pytest.mark.parametrize('workers', [0, 2])
+def test_the_middle_of_an_epoch_is_bit_equal_with_accumulated_gradients(tmp_path, workers):
+    options = dict(epochs=2, length=20, batch_size=2, accumulate=4, workers=workers)
+    whole = build_runner(tmp_path / 'whole', **options)
+    whole.train()
     with pytest.raises(SystemExit):
-        build_runner(tmp_path, length=24, hooks=[SignalAt(10)]).train()
-    batches = Batches()
-    build_runner(tmp_path, length=16, resume=True, hooks=[batches]).train()
-    assert batches.iterations == list(range(4, 16)), 'epoch 2 of 4 iterations, from its start'
+        build_runner(tmp_path / 'left', hooks=[SignalAt(12)], **options).train()
+    assert len(read_checkpoint(str(tmp_path / 'left' / 'epoch_1_iter_13.pth'))['gradients']) == 1
+    resumed = build_runner(tmp_path / 'left', resume=True, **options)
+    resumed.train()
+    assert fingerprint(resumed.model) == fingerprint(whole.model)
 
 
-def test_remaining_batches_are_those_of_the_sampler(tmp_path):
-    loader = torch.utils.data.DataLoader(Images(10), batch_size=3, shuffle=False)
-    rest = remaining_batches(loader, 2)
-    state = torch.get_rng_state()
-    assert [batch['labels'].tolist() for batch in rest] == [[0, 1, 0], [1]]
-    assert torch.equal(state, torch.get_rng_state()), 'an iterator must not use the numbers of the training up'
+class NumberedImages(Images):
+    def __getitem__(self, index):
+        return dict(super().__getitem__(index), number=index)
+
+
+class Seen(Hook):
+    """Notes which images were trained on, by epoch."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.epochs = {}
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.epochs.setdefault(runner.epoch, []).extend(data_batch.pop('number'))
+
+
+@pytest.mark.parametrize('iterations, batch_size, left, reason', [
+    (None, 8, 24, ''),
+    (8, 8, 16, ''),
+    (8, 2, 16, ''),
+    (9, 8, 24, '12 images of the epoch are done, and no batch of 8 images starts there. The epoch starts anew'),
+])
+def test_another_batch_size_goes_on_at_the_same_image(tmp_path, capfd, iterations, batch_size, left, reason):
+    """24 images in batches of 4, from the start of the second epoch or from its middle on."""
+    seen, resumed = Seen(), Seen()
+    options = dict(val=False, dataset=NumberedImages(24))
+    if iterations is None:
+        build_runner(tmp_path, epochs=1, hooks=[seen], **options).train()
+    else:
+        with pytest.raises(SystemExit):
+            build_runner(tmp_path, epochs=2, hooks=[seen, SignalAt(iterations - 1)], **options).train()
+    runner = build_runner(tmp_path, epochs=2, resume=True, batch_size=batch_size, hooks=[resumed], **options)
+    runner.train()
+    assert list(resumed.epochs) == [1] and len(resumed.epochs[1]) == left
+    before = [] if reason else seen.epochs.get(1, [])
+    assert sorted(before + resumed.epochs[1]) == list(range(24))
+    assert runner.iter == 2 * 24 // batch_size
+    output = ''.join(capfd.readouterr())
+    assert reason in output and ('starts anew' in output) == bool(reason)
+
+
+def test_a_loop_over_iterations_goes_on_at_the_same_image(tmp_path):
+    seen, resumed = Seen(), Seen()
+    options = dict(val=False, dataset=NumberedImages(24), iterations=6, sampler='InfiniteSampler')
+    with pytest.raises(SystemExit):
+        build_runner(tmp_path, hooks=[seen, SignalAt(3)], **options).train()
+    build_runner(tmp_path, resume=True, hooks=[resumed], **dict(options, batch_size=8, iterations=5)).train()
+    assert sorted(seen.epochs[0] + resumed.epochs[0]) == list(range(24))
 
 
 def start(*command):
@@ -299,6 +343,17 @@ def test_two_processes_resume_bit_equal(of_two):
     first, second = (read_checkpoint(str(path / 'epoch_4.pth')) for path in (of_two, folder))
     assert len(first['meta']['random_states']) == 2
     assert hash_of(first['state_dict']) == hash_of(second['state_dict'])
+
+
+@pytest.mark.two_processes
+def test_a_training_of_one_process_goes_on_with_two(whole, tmp_path):
+    """12 images in batches of 4: epochs of 3 iterations become epochs of 2, and none is skipped or cut."""
+    shutil.copy(whole[0] / 'epoch_1.pth', tmp_path)
+    torchrun(tmp_path, '--resume')
+    metas = [read_checkpoint(str(tmp_path / f'epoch_{epoch}.pth'))['meta'] for epoch in (2, 3, 4)]
+    assert [meta['iter'] for meta in metas] == [4, 6, 8]
+    logs = ''.join(path.read_text() for path in tmp_path.glob('*/vis_data/scalars.json'))
+    assert logs.count('"loss"') == 6
 
 
 @pytest.mark.two_processes

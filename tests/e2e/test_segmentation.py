@@ -82,7 +82,7 @@ def test_what_cannot_become_maps_is_said_and_nothing_is_written(coco):
     status, _, said = coco_to_semantic(*write(annotations=[annotation(1, 7, [4, 5, 4, 3], segmentation=None)]))
     assert status == 1 and 'ERROR mask missing (1)' in said
     status, _, said = coco_to_semantic(*write(categories=[dict(id=i, name=f'c{i}') for i in range(1, 256)]))
-    assert status == 2 and 'has 255 categories; a map in uint8 has room for 254' in said
+    assert status == 2 and 'has 255 categories; a label image in uint8 has room for 254' in said
     cv2.imwrite(str(out.parent / 'images' / 'b.jpg'), np.zeros((20, 30, 3), np.uint8))
     status, _, said = coco_to_semantic(
         *write(images=[*content['images'], dict(id=2, file_name='b.jpg', height=20, width=30)]))

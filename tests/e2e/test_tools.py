@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -46,9 +47,47 @@ def test_wrong_usage_says_what_is_right_and_exits_2(command, usage):
     assert usage in done.stderr
 
 
-def test_several_machines_need_a_port():
-    done = run('tools/dist_train.sh', CONFIG, 2, NNODES='2')
-    assert done.returncode == 2 and 'NNODES=2 needs PORT' in done.stderr
+@pytest.mark.parametrize('settings, message', [
+    (dict(NNODES='2'), 'NNODES=2 needs PORT, the same on every machine'),
+    (dict(NNODES='2', PORT='29555'), 'NNODES=2 needs NODE_RANK'),
+    (dict(NNODES='2', PORT='29555', NODE_RANK='1'), 'NNODES=2 needs MASTER_ADDR'),
+    (dict(NNODES='two'), 'NNODES=two is wrong'),
+    (dict(NNODES='2', NODE_RANK='2'), 'NODE_RANK=2 is wrong: a number from 0 to 1'),
+    (dict(NODE_RANK='-1'), 'NODE_RANK=-1 is wrong'),
+    (dict(PORT='0'), 'PORT=0 is wrong: a port from 1 to 65535 is needed'),
+    (dict(PORT='65536'), 'PORT=65536 is wrong'),
+    (dict(PORT='used'), 'cannot be used on this machine (Address already in use'),
+    (dict(PORT='used', RESTARTS='2'), 'cannot be used on this machine'),
+    (dict(RESTARTS='abc'), 'RESTARTS=abc is wrong: a number from 0 up is needed'),
+    (dict(MASTER_ADDR='no.such.machine.invalid'), 'MASTER_ADDR=no.such.machine.invalid is wrong'),
+])
+def test_wrong_settings_of_a_job_are_one_sentence_before_anything_starts(settings, message):
+    with socket.create_server(('', 0)) as taken:
+        settings = {name: str(taken.getsockname()[1]) if value == 'used' else value for name, value in settings.items()}
+        done = run('tools/dist_train.sh', CONFIG, 2, **settings)
+    assert done.returncode == 2
+    assert done.stderr.startswith('torchrun.sh: ') and len(done.stderr.splitlines()) == 1 and message in done.stderr
+
+
+@pytest.mark.parametrize('settings', [dict(GPUS='many'), dict(GPUS_PER_NODE='0'), dict(CPUS_PER_TASK='-1')])
+def test_wrong_settings_of_a_slurm_job(settings):
+    done = run('tools/slurm_train.sh', 'gpu', 'job', CONFIG, **settings)
+    assert done.returncode == 2 and 'is wrong: a number from 1 up is needed' in done.stderr
+
+
+@pytest.mark.parametrize('code, status, restarts, written', [
+    ('', 0, 0, '75'), ('sys.exit(2)', 2, 0, '2'), ('sys.exit(75)', 75, 1, '75'), ('sys.exit(1)', 1, 0, '75'),
+    ('sys.exit("text")', 1, 1, ''), ('1 / 0', 1, 1, ''),
+])
+def test_the_status_of_a_process_goes_to_a_file(tmp_path, code, status, restarts, written):
+    """torchrun loses it. What was written before a restart does not count."""
+    (tmp_path / 'beside.py').touch()
+    (tmp_path / 'script.py').write_text(f'import sys, beside\nassert sys.argv[1:] == ["--a", "b"]\n{code}\n')
+    (tmp_path / 'status').write_text('75')
+    done = run(sys.executable, 'tools/env/report_status.py', tmp_path / 'script.py', '--a', 'b',
+               PARTIALNET_STATUS_FILE=str(tmp_path / 'status'), TORCHELASTIC_RESTART_COUNT=str(restarts))
+    assert done.returncode == status, done.stderr
+    assert (tmp_path / 'status').read_text() == written
 
 
 def test_a_conv_cfg_that_replaces_nothing_is_an_error(tmp_path):

@@ -20,10 +20,8 @@ from tests.helpers.libraries import ROOT
 
 pytest.importorskip('mmpretrain')
 
-from test_resume import SignalAt, former_handlers  # noqa: E402, F401
-
 from tests.helpers.resolution_training import SIZES, Batches, build_runner, write_images  # noqa: E402
-from tests.helpers.toy_training import fingerprint  # noqa: E402
+from tests.helpers.toy_training import SignalAt, fingerprint, former_handlers  # noqa: E402, F401
 
 OFFICIAL = [(0, 192), (280, 224)]
 
@@ -171,7 +169,7 @@ def test_the_crop_itself_has_the_size(images):
 
 @pytest.mark.two_processes
 def test_two_processes_have_the_sizes_of_one(tmp_path, images):
-    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT / 'tests'))
+    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
     done = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
          str(ROOT / 'tests' / 'helpers' / 'resolution_training.py'), str(tmp_path), str(images)],

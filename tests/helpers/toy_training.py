@@ -3,9 +3,13 @@
 import argparse
 import atexit
 import hashlib
+import os
+import signal
 import time
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -18,6 +22,15 @@ from torch.utils.data import Dataset
 from partialnet_mm import PartialNet
 
 TINY = dict(embed_dim=8, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type='ReLU'))
+
+
+@pytest.fixture(autouse=True)
+def former_handlers() -> Iterator[None]:
+    """For modules that import it: a training that leaves keeps its signal handlers, for it is about to exit."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 class Images(Dataset):
@@ -42,20 +55,21 @@ class Images(Dataset):
 
 
 class Classifier(BaseModel):
-    """PartialNet, dropout, a linear layer; ``padding`` makes its checkpoints large.
+    """PartialNet, dropout, a linear layer.
 
     Args:
-        width (int): Features of the backbone's first stage. Defaults to 8.
-        padding (int): Unused weights. Defaults to 0.
-        nan_at (int, optional): Number of the loss that is NaN, from 1.
-            Defaults to None.
-        ruin_at (int, optional): Number of the loss after which a weight is NaN
-            although the loss is not. Defaults to None.
-        step_time (float): Seconds that each step takes longer. Defaults to 0.
+        width: Features of the backbone's first stage. Defaults to 8.
+        padding: Unused weights, which make checkpoints large. Defaults to 0.
+        nan_at: Number of the loss that is NaN, from 1. Defaults to None.
+        ruin_at: Number of the loss after which a weight is NaN although the
+            loss is not. Defaults to None.
+        step_time: Seconds that each step takes longer. Defaults to 0.
+        val_time: Seconds that each batch of a validation takes longer. Defaults
+            to 0.
     """
 
-    def __init__(self, width: int = 8, padding: int = 0, nan_at: int | None = None,
-                 ruin_at: int | None = None, step_time: float = 0.) -> None:
+    def __init__(self, width: int = 8, padding: int = 0, nan_at: int | None = None, ruin_at: int | None = None,
+                 step_time: float = 0., val_time: float = 0.) -> None:
         super().__init__()
         self.backbone = PartialNet(dict(TINY, embed_dim=width), drop_path_rate=0.1)
         self.dropout = nn.Dropout(0.2)
@@ -64,11 +78,13 @@ class Classifier(BaseModel):
         self.nan_at = nan_at
         self.ruin_at = ruin_at
         self.step_time = step_time
+        self.val_time = val_time
         self.calls = 0
 
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor, mode: str = 'tensor') -> object:
         logits = self.head(self.dropout(self.backbone(torch.stack(list(inputs)))[0].mean((2, 3))))
         if mode == 'predict':
+            time.sleep(self.val_time)
             return [dict(right=float(r)) for r in logits.argmax(1) == torch.as_tensor(labels)]
         time.sleep(self.step_time)
         self.calls += 1
@@ -103,33 +119,67 @@ class StartReport(Hook):
             file.write(str(runner.epoch))
 
 
+class SlowSave(Hook):
+    """Makes each save take longer."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:  # a signal ends a sleep
+            time.sleep(0.05)
+
+
+class SignalAt(Hook):
+    """Sends a signal to this process in the middle of an iteration, or of the validation after an epoch."""
+
+    def __init__(self, iteration: int | None = None, validation: int | None = None,
+                 number: int = signal.SIGUSR1) -> None:
+        self.iteration = iteration
+        self.validation = validation
+        self.number = number
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        if runner.iter == self.iteration:
+            os.kill(os.getpid(), self.number)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        if runner.epoch == self.validation:
+            os.kill(os.getpid(), self.number)
+
+
 def build_runner(work_dir: str, epochs: int = 4, resume: bool = False, load_from: str | None = None,
                  workers: int = 0, persistent: bool = False, seed: int | None = 0, val: bool = True,
                  launcher: str = 'none', model: dict | None = None, checkpoint: dict | None = None,
                  hooks: list | None = None, length: int = 12, iterations: int | None = None,
-                 dataset: Dataset | None = None) -> Runner:
+                 dataset: Dataset | None = None, batch_size: int = 4, accumulate: int = 1,
+                 sampler: str = 'DefaultSampler') -> Runner:
     """An mmengine runner with the hooks of this project's configs.
 
     Args:
-        work_dir (str): For checkpoints and logs.
-        epochs (int): Of 3 iterations by default. Defaults to 4.
-        resume (bool): As in a config. Defaults to False.
-        load_from (str, optional): As in a config. Defaults to None.
-        workers (int): Of the data loader. Defaults to 0.
-        persistent (bool): Whether they persist. Defaults to False.
-        seed (int, optional): None lets mmengine draw one. Defaults to 0.
-        val (bool): Whether to validate after each epoch. Defaults to True.
-        launcher (str): 'none' or 'pytorch', over gloo. Defaults to 'none'.
-        model (dict, optional): Arguments of :class:`Classifier`.
-        checkpoint (dict, optional): Of the checkpoint hook.
-        hooks (list, optional): More hooks.
-        length (int): Images. Defaults to 12.
-        iterations (int, optional): Length of a loop over iterations instead of
-            epochs. Defaults to None.
-        dataset (Dataset, optional): Instead of ``length`` images.
+        work_dir: For checkpoints and logs.
+        epochs: Of 3 iterations by default. Defaults to 4.
+        resume: As in a config. Defaults to False.
+        load_from: As in a config. Defaults to None.
+        workers: Of the data loader. Defaults to 0.
+        persistent: Whether they persist. Defaults to False.
+        seed: None lets mmengine draw one. Defaults to 0.
+        val: Whether to validate after each epoch. Defaults to True.
+        launcher: 'none' or 'pytorch', over gloo. Defaults to 'none'.
+        model: Arguments of :class:`Classifier`.
+        checkpoint: Arguments of the checkpoint hook.
+        hooks: More hooks.
+        length: Images. Defaults to 12.
+        iterations: Length of a loop over iterations instead of epochs. Defaults
+            to None.
+        dataset: Instead of ``length`` images.
+        batch_size: Training images per process. Defaults to 4.
+        accumulate: Iterations per step of the optimizer. Defaults to 1.
+        sampler: Of the training images. Defaults to 'DefaultSampler'.
 
     Returns:
-        Runner: Ready to train.
+        Ready to train.
     """
     wrapper = None
     if launcher == 'pytorch':
@@ -137,24 +187,25 @@ def build_runner(work_dir: str, epochs: int = 4, resume: bool = False, load_from
         atexit.register(torch.distributed.destroy_process_group)  # as the tools do
         wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
 
-    def loader(batch_size: int, shuffle: bool) -> dict:
-        return dict(batch_size=batch_size, num_workers=workers, persistent_workers=persistent and workers > 0,
-                    sampler=dict(type='DefaultSampler', shuffle=shuffle), dataset=dataset or Images(length))
+    def loader(size: int, **sampling: object) -> dict:
+        return dict(batch_size=size, num_workers=workers, persistent_workers=persistent and workers > 0,
+                    sampler=sampling, dataset=dataset or Images(length))
 
     by_epoch = iterations is None
     torch.manual_seed(0)  # of the weights; what training draws is the runner's affair
     return Runner(
         model=Classifier(**(model or {})),
-        work_dir=work_dir,
-        train_dataloader=loader(4, True),
+        work_dir=str(work_dir),
+        train_dataloader=loader(batch_size, type=sampler, shuffle=True),
         train_cfg=dict(by_epoch=True, max_epochs=epochs) if by_epoch else dict(
             by_epoch=False, max_iters=iterations, val_interval=10**6),
-        val_dataloader=loader(6, False) if val else None,
+        val_dataloader=loader(6, type='DefaultSampler', shuffle=False) if val else None,
         val_cfg=dict() if val else None,
         val_evaluator=[Right()] if val else None,
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-2)),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-2), accumulative_counts=accumulate),
         param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=5),
-                         dict(type='MultiStepLR', by_epoch=True, milestones=[2, 3])],
+                         dict(type='MultiStepLR', by_epoch=True, milestones=[2, 3]),
+                         dict(type='OneCycleLR', eta_max=1e-2, total_steps=99, by_epoch=False)],
         default_hooks=dict(
             logger=dict(type='LoggerHook', interval=1),
             checkpoint=dict(dict(type='CrashSafeCheckpointHook', interval=1, by_epoch=by_epoch), **(checkpoint or {})),
@@ -194,12 +245,14 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=0)
     parser.add_argument('--launcher', default='none')
     parser.add_argument('--step-time', type=float, default=0.)
+    parser.add_argument('--val-time', type=float, default=0.)
+    parser.add_argument('--save-time', type=float, default=0.)
     parser.add_argument('--report', help='file to write the epoch to at which training starts')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    build_runner(args.work_dir, args.epochs, args.resume, workers=args.workers, launcher=args.launcher,
-                 model=dict(step_time=args.step_time),
-                 hooks=[StartReport(args.report)] if args.report else None).train()
+    hooks = [StartReport(args.report)] * bool(args.report) + [SlowSave(args.save_time)] * bool(args.save_time)
+    build_runner(args.work_dir, args.epochs, args.resume, workers=args.workers, launcher=args.launcher, hooks=hooks,
+                 model=dict(step_time=args.step_time, val_time=args.val_time)).train()
 
 
 if __name__ == '__main__':

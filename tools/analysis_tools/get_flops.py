@@ -3,13 +3,13 @@
 import argparse
 
 import torch
-from mmengine.config import Config, DictAction
 from torch import nn
 
 from partialnet_mm.analysis.build import PROPOSALS, build_model, forward_detector
-from partialnet_mm.analysis.commands import existing_file, positive
+from partialnet_mm.analysis.commands import positive
 from partialnet_mm.analysis.flops import multiply_adds_by_layer
 from partialnet_mm.analysis.measure import markdown_table
+from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
 from partialnet_mm.models import merge_model
 
 COUNTED = ('Counted are multiply-adds of convolutions, matrix products and attention, in evaluation mode: not norms, '
@@ -18,13 +18,11 @@ COUNTED = ('Counted are multiply-adds of convolutions, matrix products and atten
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, epilog=COUNTED)
-    parser.add_argument('config', type=existing_file, help='config file of mmpretrain, mmdet or mmseg')
+    add_config_arguments(parser)
     parser.add_argument('--shape', type=positive, nargs=2, default=(224, 224), metavar=('H', 'W'),
                         help='of the image at the input of the network, with padding (default: 224 224)')
     parser.add_argument('--deploy', action='store_true', help='count the merged form, as the paper does')
     parser.add_argument('--by-layer', action='store_true', help='also print each layer')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='changes to the config, e.g. model.backbone.arch=l')
     return parser, parser.parse_args()
 
 
@@ -42,8 +40,7 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
 def main() -> None:
     parser, args = parse_args()
     height, width = args.shape
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = load_config(parser, args)
     try:
         model = build_model(cfg).eval()
         if args.deploy:

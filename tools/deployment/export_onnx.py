@@ -11,15 +11,16 @@ import json
 import os
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from torch import Tensor, nn
 
 from partialnet_mm.analysis.build import build_model
-from partialnet_mm.checkpoint.atomic import write_atomically
+from partialnet_mm.checkpoint.atomic import refuse_overwrite, write_atomically
 from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.converters.publish import strip_checkpoint
 from partialnet_mm.deploy.onnx_export import INPUT, add_metadata, differences, require_onnx, to_onnx
+from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
 from partialnet_mm.models import PartialNet, SplitGates, merge_model
 from partialnet_mm.version import __version__
 
@@ -39,7 +40,7 @@ class Logits(nn.Module):
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file of mmpretrain, mmdet or mmseg that holds a PartialNet')
+    add_config_arguments(parser)
     parser.add_argument('checkpoint', nargs='?', help='its checkpoint (default: random weights)')
     parser.add_argument('--output', required=True, metavar='FILE', help='the ONNX file; its folder must exist')
     parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'),
@@ -54,15 +55,11 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument('--static', action='store_true', help='one image of --shape at a time, nothing else')
     parser.add_argument('--no-check', action='store_true', help='write without running the file in onnxruntime')
     parser.add_argument('--force', action='store_true', help='overwrite the file if it exists')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='changes to the config')
     return parser, parser.parse_args()
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the command for what could not be done, before anything is built."""
-    if not os.path.isfile(args.config):
-        parser.error(f'config {args.config!r} does not exist')
     if args.checkpoint is not None and not os.path.isfile(args.checkpoint):
         parser.error(f'checkpoint {args.checkpoint!r} does not exist')
     if min(args.shape) < PartialNet.min_size:
@@ -71,8 +68,10 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     folder = os.path.dirname(os.path.abspath(args.output))
     if not os.path.isdir(folder):
         parser.error(f'--output: the folder {folder!r} does not exist')
-    if os.path.exists(args.output) and not args.force:
-        parser.error(f'{args.output!r} exists: name another file, or overwrite it with --force')
+    try:
+        refuse_overwrite(args.output, [path for path in (args.config, args.checkpoint) if path], args.force)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         require_onnx()
     except ImportError as error:
@@ -154,8 +153,7 @@ def checked_shapes(args: argparse.Namespace, channels: int) -> list[tuple[int, i
 def main() -> None:
     parser, args = parse_args()
     check_args(parser, args)
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = load_config(parser, args)
     log = Console(stderr=True)
     try:
         model = build_model(cfg).eval()

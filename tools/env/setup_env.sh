@@ -72,7 +72,7 @@ if [ -z "$(wheel)" ]; then
     echo "compiling $mmcv $version for $key: 4 to 10 minutes on 2 to 4 cores; log: $log"
     if [[ $key == *-cu* ]]; then
         command -v nvcc >/dev/null || fail \
-            "torch sees a GPU but nvcc is not on the PATH: install the CUDA toolkit, or use prebuilt wheels (README, 'Environments that exist')"
+            "torch sees a GPU but nvcc is not on the PATH: install the CUDA toolkit, or use prebuilt wheels (docs/install.md, "Existing environments")"
         export FORCE_CUDA=1
     fi
     mkdir -p "$house"

@@ -6,9 +6,13 @@ set -euo pipefail
 [ $# -ge 4 ] || { sed -n '4s/^# //p' "$0" >&2; exit 2; }
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-8}
+cpus=${CPUS_PER_TASK:-5}
+for setting in "GPUS=$gpus" "GPUS_PER_NODE=$per_node" "CPUS_PER_TASK=$cpus"; do
+    [[ ${setting#*=} =~ ^[1-9][0-9]*$ ]] || { echo "srun.sh: $setting is wrong: a number from 1 up is needed" >&2; exit 2; }
+done
 [ "$per_node" -le "$gpus" ] || per_node=$gpus
 command -v srun >/dev/null || { echo "srun.sh: srun is not on the PATH: this machine has no Slurm" >&2; exit 1; }
 # shellcheck disable=SC2086  # SRUN_ARGS is several words on purpose
 exec srun -p "$1" --job-name="$2" --gres="gpu:$per_node" --ntasks="$gpus" --ntasks-per-node="$per_node" \
-    --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
+    --cpus-per-task="$cpus" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
     "${PYTHON:-python}" -u "$(dirname "$0")/../$3" "${@:4}" --launcher slurm

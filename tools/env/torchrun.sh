@@ -3,7 +3,7 @@
 #
 # usage: [NNODES=1 NODE_RANK=0 MASTER_ADDR=127.0.0.1 PORT=free RESTARTS=0] tools/env/torchrun.sh PROCESSES SCRIPT [arguments]
 #
-# One process a GPU; without GPUs the processes share the CPU and talk over gloo.
+# One process per GPU; without GPUs the processes share the CPU and talk over gloo.
 # RESTARTS=3 starts all processes again, up to 3 times, when one fails; train.py then resumes.
 # SIGTERM, SIGUSR1 and Ctrl-C let the training save; the exit status is then 75 (docs/safety.md).
 # PYTHON names the interpreter (default: python).
@@ -11,15 +11,12 @@ set -euo pipefail
 
 usage() { sed -n '4s/^# //p' "$0" >&2; exit 2; }
 [ $# -ge 2 ] && [[ $1 =~ ^[1-9][0-9]*$ ]] || usage
+[ -f "$2" ] || { echo "torchrun.sh: script '$2' does not exist" >&2; usage; }
 processes=$1; shift
 python=${PYTHON:-python}
-nnodes=${NNODES:-1}
-if [ -z "${PORT:-}" ]; then
-    # All machines must agree on the port, so only a lone one may take any.
-    [ "$nnodes" -eq 1 ] || { echo "torchrun.sh: NNODES=$nnodes needs PORT, the same on every machine" >&2; exit 2; }
-    PORT=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-fi
-# torchrun's and mmengine's default is one thread a process; without GPUs that leaves cores idle.
+here=$(dirname "$0")
+PORT=$("$python" "$here/check_launch.py")
+# torchrun's and mmengine's default is one thread per process; without GPUs that leaves cores idle.
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}
@@ -30,15 +27,21 @@ if [ "${RESTARTS:-0}" -gt 0 ]; then
     rendezvous=(--rdzv_backend=c10d --rdzv_endpoint="${MASTER_ADDR:-127.0.0.1}:$PORT"
         --rdzv_id="${SLURM_JOB_ID:-partialnet}" --max_restarts="$RESTARTS")
 fi
-# torchrun exits with 1 whatever its processes exit with; a training that leaves writes its status here.
+# torchrun exits with 1 whatever its processes exit with; report_status.py writes their status here.
 PARTIALNET_STATUS_FILE=$(mktemp)
 export PARTIALNET_STATUS_FILE
 trap 'rm -f "$PARTIALNET_STATUS_FILE"' EXIT
-# SIGUSR1 would end torchrun at once. SIGTERM it passes on, and gives its processes 30 s.
-(trap '' USR1; exec "$python" -m torch.distributed.run --nnodes="$nnodes" --nproc_per_node="$processes" \
-    "${rendezvous[@]}" "$@") &
+# SIGUSR1 would end torchrun at once. SIGTERM it passes on, and gives its processes 30 s. In a session of its own it does
+# not get the terminal's Ctrl-C, which would cut these 30 s short. (macOS has no setsid.)
+(trap '' USR1; exec $(command -v setsid) "$python" -m torch.distributed.run --nnodes="${NNODES:-1}" \
+    --nproc_per_node="$processes" "${rendezvous[@]}" "$here/report_status.py" "$@") &
 torchrun=$!
-trap 'kill -TERM "$torchrun" 2>/dev/null' TERM USR1 INT
+leave() {
+    trap '' TERM USR1 INT HUP  # once is enough: a second signal would cut the saving short
+    kill -TERM "$torchrun" 2>/dev/null || true
+    echo "torchrun.sh: the processes save and leave, within 30 s" >&2
+}
+trap leave TERM USR1 INT HUP
 status=0
 wait "$torchrun" || status=$?
 while kill -0 "$torchrun" 2>/dev/null; do  # a signal has ended the wait, not torchrun

@@ -11,7 +11,8 @@ cd "$(dirname "$0")/../.."
 started=$SECONDS
 
 printf '\n== [1/3] drawing 240 + 48 images\n'
-"$python" tools/dataset_tools/make_shapes.py data/shapes
+# Its last file; what an interrupted drawing has left is drawn again.
+[ -f data/shapes/annotations/instances_val.json ] || "$python" tools/dataset_tools/make_shapes.py data/shapes --force
 printf '\n== [2/3] training: 22 epochs, "eta" is the time left\n'
 rm -rf "$work/detections"
 # A batch of 16: on a GPU in one process, on CPUs in four, which use their cores better than one does.

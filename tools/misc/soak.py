@@ -13,21 +13,22 @@ import time
 import numpy as np
 import psutil
 import torch
-from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
 
 #: Shorter sides that are drawn from, pixels.
 SIZES = range(160, 400, 8)
 
 
 class MemoryHook(Hook):
-    """Notes the memory of the training and ends it when its time is over.
+    """Records the memory of the training and ends it when its time is over.
 
     Args:
         minutes: How long to train.
-        interval: Seconds between two notes. Defaults to 10.
+        interval: Seconds between two records. Defaults to 10.
     """
 
     def __init__(self, minutes: float, interval: float = 10.) -> None:
@@ -41,7 +42,7 @@ class MemoryHook(Hook):
         self.notes: list[tuple[float, float, float, int]] = []
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict = None, outputs: dict = None) -> None:
-        """Takes a note if it is time."""
+        """Records if it is time."""
         self.iterations += 1
         self.shapes.update(tuple(image.shape[-2:]) for image in data_batch['inputs'])
         now = time.monotonic()
@@ -57,7 +58,7 @@ class MemoryHook(Hook):
 
 
 def slope(notes: list[tuple], column: int) -> float:
-    """Growth an hour by least squares, over the notes after the first quarter, in which caches fill."""
+    """Growth per hour by least squares, over the notes after the first quarter, in which caches fill."""
     late = np.array(notes[len(notes) // 4:], dtype=float)
     return float(np.polyfit(late[:, 0] / 3600, late[:, column], 1)[0])
 
@@ -77,21 +78,16 @@ def vary_sizes(node: object) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of a detector')
+    add_config_arguments(parser)
     parser.add_argument('--minutes', type=float, default=20., help='how long to train (default: 20)')
-    parser.add_argument('--limit', type=float, default=100., metavar='MIB', help='growth an hour that is too much, '
+    parser.add_argument('--limit', type=float, default=100., metavar='MIB', help='growth per hour that is too much, '
                         'after the first quarter of the time (default: 100)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='changes to the config, as for tools/train.py')
     args = parser.parse_args()
-    if not os.path.isfile(args.config):
-        parser.error(f'config {args.config!r} does not exist')
     if args.minutes < 1:
         parser.error(f'--minutes must be at least 1, got {args.minutes}')
     os.nice(19)
     torch.set_num_threads(1)
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = load_config(parser, args, ('train', ))
     vary_sizes(cfg.train_dataloader)
     cfg.train_cfg.max_epochs = 10**6
     cfg.train_cfg.val_interval = 10**6
@@ -110,9 +106,9 @@ def main() -> int:
     own, workers, objects = (slope(memory.notes, column) for column in (1, 2, 3))
     late = [note[1] for note in memory.notes[len(memory.notes) // 4:]]
     print(f'{args.minutes:g} minutes, {memory.iterations} iterations, {len(memory.shapes)} image sizes\n'
-          f'training process: {min(late):.0f} to {max(late):.0f} MiB, slope {own:+.1f} MiB an hour\n'
-          f'workers: slope {workers:+.1f} MiB an hour\n'
-          f'Python objects: slope {objects:+.0f} an hour')
+          f'training process: {min(late):.0f} to {max(late):.0f} MiB, slope {own:+.1f} MiB per hour\n'
+          f'workers: slope {workers:+.1f} MiB per hour\n'
+          f'Python objects: slope {objects:+.0f} per hour')
     return int(own > args.limit)
 
 

@@ -2,35 +2,39 @@
 """Writes the weights of a checkpoint, and nothing that only a training needs, to a file named by its hash."""
 import argparse
 import hashlib
-import io
+import os
 
-import torch
-
-from partialnet_mm.checkpoint.atomic import write_atomically
+from partialnet_mm.checkpoint import check_ending, read_checkpoint, serialize_checkpoint
+from partialnet_mm.checkpoint.atomic import refuse_overwrite, write_atomically
 from partialnet_mm.checkpoint.hashed_name import sha256_of
-from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.converters.publish import strip_checkpoint
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', help='checkpoint of a training, or a converted one')
-    parser.add_argument('target', help='NAME.pth: NAME-<first 8 digits of the SHA-256>.pth is written')
+    parser.add_argument('target', help='NAME, NAME.safetensors or NAME.pth: NAME-<first 8 digits of the SHA-256> and '
+                        'the ending is written, .safetensors by default')
     parser.add_argument('--no-ema', action='store_true',
                         help='where EMAHook averaged the weights: those of the last step instead of the averages')
     args = parser.parse_args()
-    if not args.target.endswith('.pth'):
-        parser.error(f'target must end in .pth, got {args.target!r}')
+    name, ending = os.path.splitext(args.target)
+    try:
+        ending = check_ending(args.target) if ending else '.safetensors'
+    except ValueError as error:
+        parser.error(f'target {error}')
     try:
         content = read_checkpoint(args.source)
         published = strip_checkpoint(content, args.no_ema)
-        buffer = io.BytesIO()
-        torch.save(published, buffer)
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        path = f'{args.target[:-len(".pth")]}-{digest[:8]}.pth'
-        write_atomically(buffer.getvalue(), path)
-        if sha256_of(path) != digest:
-            raise OSError(f'{path!r} does not hold what was written to it')
+        data = serialize_checkpoint(published, ending)
+        digest = hashlib.sha256(data).hexdigest()
+        path = f'{name}-{digest[:8]}{ending}'
+        # The same weights give the same file.
+        if not (os.path.isfile(path) and sha256_of(path) == digest):
+            refuse_overwrite(path, [args.source])
+            write_atomically(data, path)
+            if sha256_of(path) != digest:
+                raise OSError(f'{path!r} does not hold what was written to it')
     except (OSError, ValueError) as error:
         parser.exit(1, f'{args.source!r} was not published: {" ".join(str(error).split())}\n')
     dropped = ', '.join(sorted(set(content) - set(published) - set(published['state_dict'])))

@@ -7,7 +7,7 @@ from typing import Any
 
 #: Table 8 of the paper.
 PAPER_SIZES = (128, 160, 192, 224, 256, 288)
-#: PartialNet halves the side five times, and at 32 its last map is a single value.
+#: PartialNet halves the side five times, and at 32 its last feature map is a single pixel.
 STRIDE = 32
 
 

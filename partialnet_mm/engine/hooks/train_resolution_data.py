@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ._loader_like import loader_like
+from ._batches import loader_like
 
 
 class ResolutionBatchSampler:
@@ -27,8 +27,13 @@ class ResolutionBatchSampler:
 
     @property
     def sampler(self) -> Any:
-        """What draws the order: mmengine tells it the epoch, and checkpoints keep its seed."""
+        """Draws the order: mmengine sets its epoch, and checkpoints keep its seed."""
         return getattr(self.batches, 'sampler', None)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images per batch, None if they are not known."""
+        return getattr(self.batches, 'batch_size', None)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -165,14 +170,14 @@ def _attribute_of_size(crop: Any) -> str:
 
 
 def with_resolution(loader: DataLoader, size_at: Callable[[int], int]) -> DataLoader:
-    """A loader whose batches have the sides that a function says.
+    """A loader whose batches have the sides that a function returns.
 
     Args:
         loader: Of the training.
         size_at: The side of the images of an iteration.
 
     Returns:
-        DataLoader: Else the same.
+        Otherwise the same.
 
     Raises:
         ValueError: If it does not make batches of indices, or a pipeline does
@@ -181,5 +186,4 @@ def with_resolution(loader: DataLoader, size_at: Callable[[int], int]) -> DataLo
     if loader.batch_sampler is None:
         raise ValueError(f'a training resolution is drawn for each batch of indices, and the train_dataloader of '
                          f'{type(loader.dataset).__name__} has no batch sampler')
-    return loader_like(loader, ResolutionBatchSampler(loader.batch_sampler, size_at), ResolutionDataset(loader.dataset),
-                       loader.persistent_workers, loader.generator)
+    return loader_like(loader, ResolutionBatchSampler(loader.batch_sampler, size_at), ResolutionDataset(loader.dataset))

@@ -28,7 +28,7 @@ class TrainResolutionHook(Hook):
     The size is a function of a seed and the number of the iteration: the same
     on all processes, without any message between them, with any number of
     workers, and the same in a training that is resumed, also in the middle of
-    an epoch (:class:`EpochDataHook`). The log says the size as ``resolution``.
+    an epoch (:class:`EpochDataHook`). The log shows the size as ``resolution``.
 
     Memory is needed for the largest size.
 
@@ -66,10 +66,10 @@ class TrainResolutionHook(Hook):
         self._batches: ResolutionBatchSampler | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Exchanges the loader of the training.
+        """Replaces the loader of the training.
 
         Raises:
-            ValueError: As said for the class.
+            ValueError: As for the class.
         """
         if self._batches is not None:
             return  # a second call of runner.train()
@@ -92,12 +92,12 @@ class TrainResolutionHook(Hook):
         runner.logger.info(f'training resolution: {self.resolution!r}, seed {seed}')
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Says which iteration the next batch is for."""
+        """Sets the iteration of the next batch."""
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop):
             self._batches.first = loop.epoch * len(self._batches)
         elif getattr(loop, 'fast_forward_on_resume', False):
-            # Else a resumed loop over iterations goes through all its batches from the first on.
+            # Otherwise a resumed loop over iterations goes through all its batches from the first on.
             self._batches.first = loop.iter
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,

@@ -5,7 +5,8 @@ import atexit
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,9 +15,10 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
-from ...checkpoint.reader import read_checkpoint
+from ...checkpoint import CheckpointError, MissingCheckpointError, read_checkpoint, register_loader
+from ...checkpoint.pretrained import find_state_dict
 from ...models import require_patconv
 from ...preflight import check_config, errors_in, format_findings
 from .own_data import apply_own_data_settings
@@ -60,6 +62,8 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str] = ()) -> Config:
     """Reads a config with the changes of the command line; the one way from a file to a config in the tools.
 
+    From here on, mmengine reads checkpoints by :func:`read_checkpoint`.
+
     Args:
         parser: Reports what is wrong.
         args: With ``config`` and ``cfg_options``.
@@ -72,6 +76,7 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, split
     """
     if not os.path.isfile(args.config):
         parser.error(f'config {args.config!r} does not exist')
+    register_loader(getattr(args, 'trust_checkpoint', False))
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     try:
@@ -111,19 +116,23 @@ def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[st
 
 
 def read_trusted(checkpoint: str) -> dict:
-    """Reads a checkpoint that cannot run code when mmengine loads it; others are refused before anything of them runs.
+    """Reads a checkpoint as data, and hands it to mmengine, which asks for it later and does not open it again.
 
     Raises:
         ValueError: If it is an address, damaged, or holds more than data.
         FileNotFoundError: If it does not exist.
     """
     if '://' in checkpoint:
-        raise ValueError(f'checkpoint {checkpoint!r} is an address: download it and name the file, or allow it with '
-                         '--trust-checkpoint')
+        raise CheckpointError(f'checkpoint {checkpoint!r} is an address: download it and name the file, or allow it '
+                              'with --trust-checkpoint')
     try:
-        return read_checkpoint(checkpoint)
-    except ValueError as error:
-        raise ValueError(f'{error}\nIf you trust where it comes from: --trust-checkpoint') from error
+        content = read_checkpoint(checkpoint)
+    except MissingCheckpointError:
+        raise
+    except CheckpointError as error:
+        raise CheckpointError(f'{error}\nIf you trust where it comes from: --trust-checkpoint') from error
+    register_loader(opened={checkpoint: content})
+    return content
 
 
 def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) -> Runner:
@@ -138,8 +147,8 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
         least_fit: Fraction of the model's tensors that ``load_from`` must
             hold, in their shapes. On resuming, CrashSafeCheckpointHook checks
             more.
-        trust_checkpoint: Whether to load ``load_from`` without looking
-            at it. Defaults to False.
+        trust_checkpoint: Whether checkpoints may carry code, and
+            ``load_from`` may be of another network. Defaults to False.
 
     Raises:
         ValueError: If ``load_from`` is not known to be data only, or belongs
@@ -170,6 +179,19 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
     return runner
 
 
+@contextmanager
+def one_sentence_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Ends the tool with status 1 and one sentence where a checkpoint cannot be used; one process of a machine prints.
+
+    All other errors keep their traceback.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        prints = os.environ.get('LOCAL_RANK', '0') == '0'
+        parser.exit(1, f'{parser.prog}: {error}\n' if prints else None)
+
+
 def leave() -> None:
     """Ends a process that has done its work; call it last.
 
@@ -196,13 +218,13 @@ def require_fit(model: nn.Module, content: dict, checkpoint: str, least: float) 
         ValueError: If fewer are.
     """
     model = model.module if is_model_wrapper(model) else model
-    given = {name[len('module.'):] if name.startswith('module.') else name: value
-             for name, value in content.get('state_dict', content).items()}
+    given = {name.removeprefix('module.'): value for name, value in find_state_dict(content, checkpoint).items()
+             if isinstance(value, Tensor)}
     own = model.state_dict()
     wrong = [f'{name} is missing' for name in own if name not in given]
     wrong += [f'{name} is {tuple(given[name].shape)}, not {tuple(value.shape)}' for name, value in own.items()
               if name in given and given[name].shape != value.shape]
     if len(own) - len(wrong) < least * len(own):
-        raise ValueError(f'checkpoint {checkpoint!r} belongs to another network or other classes: it fits '
+        raise CheckpointError(f'checkpoint {checkpoint!r} belongs to another network or other classes: it fits '
                          f'{len(own) - len(wrong)} of {len(own)} tensors of the {type(model).__name__} of this config, '
                          f'at least {least:.0%} must fit. First that do not: {"; ".join(wrong[:5])}')

@@ -192,10 +192,11 @@ def test_the_parts_of_a_detector_go_along(prefix, tiny_arch):
 @pytest.mark.parametrize('direction', ['from', 'to'])
 @pytest.mark.parametrize('detection', [False, True])
 def test_each_tensor_must_be_there_and_of_its_shape(direction, detection, tiny_arch):
-    state, convert = official(tiny_arch, detection), from_official
+    arch = dict(tiny_arch, depths=(1, 1, 1, 1))
+    state, others, convert = official(arch, detection), official(arch, True), from_official
     if direction == 'to':
-        state, convert = from_official(state)['state_dict'], to_official
-    for name in state:
+        state, others, convert = from_official(state)['state_dict'], from_official(others)['state_dict'], to_official
+    for name in state if detection else set(state) - set(others):
         with pytest.raises(ValueError) as error:
             convert({other: value for other, value in state.items() if other != name})
         assert name[len('backbone.') * (direction == 'to' and name.startswith('backbone.')):] in str(error.value), name
@@ -203,6 +204,20 @@ def test_each_tensor_must_be_there_and_of_its_shape(direction, detection, tiny_a
             convert({**state, name: state[name][None]})
         assert 'of another shape' in str(error.value)
         assert f'{name.replace("backbone.", "")} is {(1, *state[name].shape)} and not ' in str(error.value), name
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'patch_embed.proj.weight': torch.ones(1 << 15, 3, 4, 4),
+      **{f'patch_embed.norm.{leaf}': torch.ones(1 << 15) for leaf in ('weight', 'bias', 'running_mean')}},
+     'its stem has 32768 channels'),
+    ({f'stages.0.blocks.{j}.mlp.0.weight': torch.ones(1) for j in range(101)}, 'stage 1 has 101 blocks'),
+    ({'patch_embed.proj.weight': torch.ones(15, 3, 4, 4),
+      **{f'patch_embed.norm.{leaf}': torch.ones(15) for leaf in ('weight', 'bias', 'running_mean')}},
+     'no PartialNet in the official layout: .*embed_dim'),
+], ids=['wide', 'deep', 'odd'])
+def test_networks_that_cannot_be(change, message, tiny_arch):
+    with pytest.raises(ValueError, match=message):
+        from_official({**official(tiny_arch, False), **change})
 
 
 @pytest.mark.parametrize('extra', [
@@ -265,7 +280,7 @@ def test_a_bias_that_the_official_head_lacks(tiny_arch):
     ours = from_official(official(tiny_arch, False))['state_dict']
     assert (ours['head.layers.0.fc.bias'] == 0).all()
     ours['head.layers.0.fc.bias'][5] = -0.25
-    with pytest.raises(ValueError, match=r'head\.layers\.0\.fc\.bias is up to 0\.25: .*no bias .*--head-bias'):
+    with pytest.raises(ValueError, match=r'head\.layers\.0\.fc\.bias is up to 0\.25: .*no such bias\. .*--head-bias'):
         to_official(ours)
     state = to_official(ours, head_bias=True)['state_dict']
     assert torch.equal(state['avgpool_pre_head.1.bias'], ours['head.layers.0.fc.bias'])
@@ -274,7 +289,7 @@ def test_a_bias_that_the_official_head_lacks(tiny_arch):
 
 @pytest.mark.parametrize('content, message', [
     (dict(), 'it has no patch_embed.proj.weight, its tensors begin with nothing'),
-    (dict(state_dict=[1]), 'holds a list in the place of its state dict'),
+    (dict(state_dict=[1]), 'holds a list instead of its state dict'),
     (dict(a=torch.ones(1), b=3), r'not tensors \(1\): b is a int'),
     ({'conv1.weight': torch.ones(1)}, 'not in the official layout; it has no .*begin with conv1.weight'),
     ({'downsample_layers.0.conv.weight': torch.ones(1)}, "official layout: it is in this project's layout"),

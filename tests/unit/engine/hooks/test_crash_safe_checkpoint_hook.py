@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import shutil
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from partialnet_mm.checkpoint.files import choose_checkpoint, list_checkpoints, 
 from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.engine import CrashSafeCheckpointHook
 from tests.helpers.toy_training import build_runner, fingerprint, hash_of
+from tests.unit.engine.hooks.test_training_state import types_in
 
 
 @pytest.fixture(scope='module')
@@ -62,6 +64,12 @@ def save_without(path, key):
     torch.save(checkpoint, path)
 
 
+def save_with(path, key=None, **changes):
+    checkpoint = torch.load(path, weights_only=False)
+    (checkpoint if key is None else checkpoint[key]).update(changes)
+    torch.save(checkpoint, path)
+
+
 def of_other_shape(path):
     other = build_runner(path.parent / 'other', epochs=1, model=dict(width=16))
     other.train()
@@ -73,11 +81,23 @@ DAMAGE = dict(
     first_bytes_only=(lambda path: truncate(path, 100), 'truncated or damaged (100 bytes'),
     half=(lambda path: truncate(path, path.stat().st_size // 2), 'truncated or damaged'),
     last_byte_missing=(lambda path: truncate(path, path.stat().st_size - 1), 'truncated or damaged'),
-    bit_of_a_weight=(lambda path: flip_bit(path, offset_of_weights(path)), 'the checksum of its part'),
+    bit_of_a_weight=(lambda path: flip_bit(path, offset_of_weights(path)), 'the checksum of its record'),
     first_byte=(lambda path: flip_bit(path, 0), 'damaged'),
     text=(lambda path: path.write_text('<html>404</html>'), 'truncated or damaged'),
     weights_only=(lambda path: save_without(path, 'optimizer'), 'it has no optimizer'),
     no_position=(lambda path: save_without(path, 'meta'), 'it has no meta'),
+    folder=(lambda path: (path.unlink(), path.mkdir()), 'it is a folder'),
+    fifo=(lambda path: (path.unlink(), os.mkfifo(path)), 'it is not a regular file'),
+    meta_is_a_list=(lambda path: save_with(path, meta=[1]), 'its meta has the wrong type'),
+    position_is_text=(lambda path: save_with(path, 'meta', iter='9'), 'its meta.iter has the wrong type'),
+    weights_are_numbers=(lambda path: save_with(path, 'state_dict', **{'head.bias': 3}), 'it has no head.bias'),
+    no_buffers=(lambda path: save_with(path, 'message_hub', log_scalars=dict(a=1)), 'its message_hub is damaged'),
+    other_schedulers=(lambda path: save_with(path, param_schedulers=[{}]), 'its param_schedulers belong to another'),
+    random_numbers=(lambda path: save_with(path, 'meta', random_states=[{}]), 'its random state is damaged'),
+    seed_is_text=(lambda path: save_with(path, 'meta', seed='0'), 'a position or a seed is no number'),
+    data_is_cut=(lambda path: save_with(path, 'meta', data=dict(images=3)), "it is damaged (KeyError: 'step')"),
+    optimizer=(lambda path: save_with(path, 'optimizer', param_groups=[]), 'its optimizer belongs to another config'),
+    gradients=(lambda path: save_with(path, gradients=[dict(a=torch.ones(1))]), 'its gradients are damaged'),
     other_shape=(of_other_shape, 'another network: backbone.downsample_layers.0.conv.weight is (16, 3, 4, 4)'))
 
 
@@ -92,6 +112,32 @@ def test_resume_skips_a_damaged_checkpoint_and_says_why(trained, work_dir, damag
     assert f"resume skips '{work_dir / 'epoch_3.pth'}'" in said.out + said.err
     assert reason in said.out + said.err
     assert fingerprint(runner.model) == trained[1], 'epoch 3 was trained again, and it is the same'
+
+
+def test_checkpoints_hold_plain_data_only(work_dir):
+    """torch's strictest reader takes them without any further class."""
+    checkpoint = torch.load(work_dir / 'epoch_3.pth', weights_only=True)
+    assert types_in(checkpoint) == {dict, OrderedDict, list, tuple, str, int, float, bool, type(None), torch.Tensor}
+    assert len(checkpoint['message_hub']['log_scalars']['train/loss']['history']) == 9
+
+
+@pytest.mark.parametrize('config', [False, True])
+def test_a_checkpoint_of_mmengines_own_hook_is_resumed(trained, tmp_path, config):
+    """It has log buffers and methods in it. A config in ``meta``, which mmengine would run, is left out."""
+    runner = build_runner(tmp_path / 'theirs', epochs=3, checkpoint=dict(type='CheckpointHook'))
+    del runner._hooks[-1:]
+    runner._hooks = [hook for hook in runner.hooks if type(hook).__name__ != 'PreemptionHook']
+    runner.train()
+    path = tmp_path / 'theirs' / 'epoch_3.pth'
+    ran = tmp_path / 'ran'
+    if config:
+        save_with(path, 'meta', config=f"open({str(ran)!r}, 'w')")
+    resumed = build_runner(tmp_path / 'theirs', resume=True)
+    resumed.train()
+    assert (resumed.epoch, resumed.iter) == (4, 12)
+    scalars, _ = resumed.message_hub.get_scalar('train/loss').data
+    assert len(scalars) == 12
+    assert not ran.exists()
 
 
 def test_any_flipped_bit_is_found_or_harmless(work_dir):
@@ -143,6 +189,13 @@ def test_nothing_usable_stops_instead_of_starting_anew(work_dir):
     assert all(f'epoch_{i}.pth: it is truncated or damaged (1000 bytes' in str(stopped.value) for i in (1, 2, 3))
 
 
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_validation_locks_nothing(work_dir, resume):
+    """The config that a resumed training leaves in its work folder says that it resumes."""
+    metrics = build_runner(work_dir, resume=resume, load_from=str(work_dir / 'epoch_3.pth')).val()
+    assert metrics['accuracy'] >= 1 and not (work_dir / 'training.lock').exists()
+
+
 def test_nothing_to_resume_starts(tmp_path):
     (tmp_path / 'last_checkpoint').write_text('/nowhere/epoch_3.pth')
     runner = build_runner(tmp_path, resume=True, epochs=1)
@@ -185,7 +238,7 @@ class FullDisk(Hook):
         def full(*args, **kwargs):
             raise OSError(errno.ENOSPC, 'No space left on device')
 
-        module = 'partialnet_mm.engine.atomic_backend.'
+        module = 'partialnet_mm.checkpoint.atomic.'
         self.patch.setattr(module + self.call, full, raising=False)
 
 
@@ -206,7 +259,7 @@ def test_stopped_before_the_pointer_moves_the_oldest_is_still_there(tmp_path, mo
             raise KeyboardInterrupt
         write_atomically(content, path)
 
-    monkeypatch.setattr('partialnet_mm.engine.crash_safe_checkpoint_hook.write_atomically', stop_at_pointer)
+    monkeypatch.setattr('partialnet_mm.engine.hooks.crash_safe_checkpoint_hook.write_atomically', stop_at_pointer)
     with pytest.raises(KeyboardInterrupt):
         build_runner(tmp_path, val=False, checkpoint=dict(max_keep_ckpts=2)).train()
     assert names(tmp_path) == ['epoch_2.pth', 'epoch_3.pth', 'epoch_4.pth']
@@ -249,6 +302,49 @@ def test_unfinished_files_are_no_checkpoints_and_go(trained, work_dir):
     assert names(work_dir, '*.saving') == []
 
 
+@pytest.mark.parametrize('pointer, expected, left', [
+    ('epoch_1.pth', 'epoch_2.pth', ['epoch_4.pth', 'epoch_3.pth']),
+    ('/elsewhere/epoch_2.pth', 'epoch_2.pth', ['epoch_4.pth', 'epoch_3.pth']),
+    ('epoch_0.pth', None, ['epoch_4.pth', 'epoch_3.pth', 'epoch_2.pth', 'epoch_1.pth']),  # there, and damaged
+    ('epoch_3.pth', 'epoch_4.pth', []),
+    ('epoch_99.pth', 'epoch_4.pth', []),
+    ('', 'epoch_4.pth', []),
+    (None, 'epoch_4.pth', []),
+])
+def test_the_pointer_names_the_training(tmp_path, pointer, expected, left):
+    runs = {0: None, 1: 'new', 2: 'new', 3: 'old', 4: 'old'}
+    for epoch in runs:
+        (tmp_path / f'epoch_{epoch}.pth').touch()
+
+    def verify(path):
+        epoch = int(os.path.basename(path)[len('epoch_'):-len('.pth')])
+        if runs[epoch] is None:
+            raise ValueError('damaged')
+        return dict(run=runs[epoch], iter=epoch)
+
+    choice = choose_checkpoint(str(tmp_path), 'epoch_{}.pth', verify, pointer)
+    assert choice.path == (expected and str(tmp_path / expected))
+    assert choice.left == [str(tmp_path / name) for name in left]
+
+
+def test_a_training_that_goes_on_from_a_named_file_is_a_run_of_its_own(work_dir, capfd):
+    """It leaves the former epoch 3 alone, and epoch 1, which it started from, still belongs to it."""
+    build_runner(work_dir, epochs=2, resume=True, load_from=str(work_dir / 'epoch_1.pth'), val=False).train()
+    capfd.readouterr()
+    runner = build_runner(work_dir, epochs=2, resume=True, val=False)
+    runner.train()
+    output = ''.join(capfd.readouterr())
+    assert f"resume leaves '{work_dir / 'epoch_3.pth'}': it is of another training" in output
+    assert runner.iter == 6
+    metas = [read_checkpoint(str(work_dir / f'epoch_{epoch}.pth'))['meta'] for epoch in (1, 2)]
+    assert metas[1]['forked_from'] == [[metas[0]['run'], 3]] and metas[1]['run'] != metas[0]['run']
+    truncate(work_dir / 'epoch_2.pth', 100)
+    for _ in range(2):
+        runner = build_runner(work_dir, epochs=2, resume=True, val=False)
+        runner.train()
+        assert runner.iter == 6, 'the former epoch 3 is still left'
+
+
 def test_order_of_names(tmp_path):
     for name in ('epoch_2.pth', 'epoch_10.pth', 'epoch_9.pth', 'epoch_9_iter_33.pth', 'epoch_9_iter_8.pth',
                  'epoch_11.pth.saving', 'best_epoch_12.pth', 'iter_99.pth', 'epoch_.pth'):
@@ -256,7 +352,7 @@ def test_order_of_names(tmp_path):
     assert list_checkpoints(str(tmp_path), 'epoch_{}.pth') == [
         'epoch_10.pth', 'epoch_9_iter_33.pth', 'epoch_9_iter_8.pth', 'epoch_9.pth', 'epoch_2.pth']
     assert list_checkpoints(str(tmp_path / 'nowhere'), 'epoch_{}.pth') == []
-    assert choose_checkpoint(str(tmp_path / 'nowhere'), 'epoch_{}.pth', print) == (None, [])
+    assert choose_checkpoint(str(tmp_path / 'nowhere'), 'epoch_{}.pth', print) == (None, [], [])
 
 
 def test_checkpoints_elsewhere_are_found(tmp_path):

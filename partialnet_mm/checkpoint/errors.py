@@ -1,0 +1,14 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""What goes wrong with a checkpoint, in one sentence that names the file."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or belongs to another network. Tools print it without a traceback."""
+
+
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """A checkpoint does not exist."""
+
+
+class ResumeError(CheckpointError, RuntimeError):
+    """A training cannot resume, or may not start in a work folder."""

@@ -1,0 +1,26 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""The checkpoint of a search for split ratios, converted into one of the network with the ratios fixed."""
+from ..checkpoint.pretrained import find_state_dict
+from ..models.dpconv.fixed_ratios import block_ratios, fix_ratios
+from .publish import strip_checkpoint
+
+
+def fix_checkpoint(content: dict) -> dict:
+    """The checkpoint of the network with fixed ratios: see :func:`fix_ratios`.
+
+    Args:
+        content: Content of a checkpoint of a search.
+
+    Returns:
+        'state_dict', and 'meta' with 'split_ratio', one per block, and, where
+        it is known, 'dataset_meta'.
+
+    Raises:
+        ValueError: If it is of something else, its weights are not finite, or
+            gates are out of order.
+    """
+    state_dict = find_state_dict(content)
+    block_ratios(state_dict)  # what is of something else is reported as that first
+    stripped = strip_checkpoint(content)
+    meta = {name: value for name, value in stripped['meta'].items() if name == 'dataset_meta'}
+    return dict(state_dict=fix_ratios(stripped['state_dict']), meta=dict(meta, split_ratio=block_ratios(state_dict)))
