@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -14,11 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def restored_state() -> Iterator[None]:
     """Restores afterwards what libraries keep for the whole process."""
     dtype, threads, tuned = torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark
+    schemes = dict(CheckpointLoader._schemes)  # mmengine has no function that returns or removes them
     with DefaultScope.overwrite_default_scope('mmengine'):
         yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = tuned
+    CheckpointLoader._schemes = schemes
 
 
 @pytest.fixture(scope='module', autouse=True)
