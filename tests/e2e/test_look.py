@@ -61,7 +61,7 @@ def test_grad_cam_draws_networks_side_by_side(tiny, images, tmp_path, monkeypatc
     second = f'{best[1]} (red {scores[1, 2]:.2f})'
     titles = [title for title, _ in cells]
     assert titles[:2] == ['image\n\nred/a.png', 'red/b.png']
-    stages = ['stages.0.0, 16 x 16', 'stages.1.0, 8 x 8', 'stages.2.1, 4 x 4', 'stages.3.0, 2 x 2']
+    stages = ['stages.0, 16 x 16', 'stages.1, 8 x 8', 'stages.2, 4 x 4', 'stages.3, 2 x 2']
     assert [title.split('\n\n')[0] for title in titles[2::2]] == [
         f'{name}\n{stage}' for name in ('one', 'two') for stage in stages]
     assert set(titles[3::2]) == {second}
@@ -134,7 +134,7 @@ def test_receptive_field_prints_and_draws(tiny, images, tmp_path, monkeypatch, c
     assert 'Fraction of the input (64 x 64 pixels) that holds a fraction of the gradient, 3 images' in out
     found = re.findall(r'\| classifier \| (.*), (\d+) x \d+ \| ([\d.]+)% \| ([\d.]+)% \|', out)
     assert [row[:2] for row in found] == [
-        ('stages.0.0', '16'), ('stages.1.0', '8'), ('stages.2.1', '4'), ('stages.3.0', '2')]
+        ('stages.0', '16'), ('stages.1', '8'), ('stages.2', '4'), ('stages.3', '2')]
     classifier = load_classifier(*map(str, tiny))
     field = receptive_field(classifier.model, 'backbone.stages.2.1', prepare(
         classifier, [str(images / name) for name in ('a.png', 'b.png', 'a.png')]))

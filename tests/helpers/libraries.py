@@ -44,7 +44,7 @@ def build_model(cfg: Config, init: bool = True) -> nn.Module:
 
 def training_loss(cfg: Config, model: nn.Module, batch_size: int = 2) -> torch.Tensor:
     """The summed loss of one random batch, of the kind that the model's library trains on."""
-    return loss_of(cfg, model, random_batch(cfg, 128, 128, batch_size))
+    return loss_of(cfg, model, random_batch(cfg, batch_size=batch_size))
 
 
 def parameters_without_gradient(module: nn.Module) -> list[str]:
