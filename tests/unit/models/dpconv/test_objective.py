@@ -298,5 +298,5 @@ def test_classifier_state_is_saved_and_restored(classifier, build, tmp_path):
 
 
 def test_classifier_refuses_unknown_arguments(build):
-    with pytest.raises(TypeError, match=r"DPConvClassifier has no argument 'kapa' .given kapa=4.; did you mean 'kappa'"):
+    with pytest.raises(TypeError, match="DPConvClassifier has no argument 'kapa' .given kapa=4.; did you mean 'kappa'"):
         build(kapa=4)
