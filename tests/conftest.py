@@ -1,17 +1,42 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Fixtures that tests of several kinds share."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+@contextmanager
+def restored_state() -> Iterator[None]:
+    """Restores afterwards what libraries keep for the whole process."""
+    dtype, threads, tuned = torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark
+    schemes = dict(CheckpointLoader._schemes)  # mmengine has no function that returns or removes them
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        yield
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = tuned
+    CheckpointLoader._schemes = schemes
+
+
+@pytest.fixture(scope='module', autouse=True)
+def module_state() -> Iterator[None]:
+    """The fixtures of a module change nothing for the next module."""
+    with restored_state():
+        yield
+
+
 @pytest.fixture(autouse=True)
-def fixed_seed() -> None:
-    """Draws the same numbers in each test, whichever ran before it."""
-    torch.manual_seed(0)
+def global_state(module_state: None) -> Iterator[None]:
+    """Each test draws the same random numbers and changes nothing for the next test."""
+    with restored_state():
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.fixture

@@ -78,8 +78,8 @@ def map_layers(model: nn.Module, inputs: Tensor) -> dict[str, MapLayer | None]:
 def stage_layers(model: nn.Module, inputs: Tensor) -> list[MapLayer]:
     """The layer that ends each stage of ``model.backbone``: the last one with feature maps of a size, last stage last.
 
-    A layer inside a block that changes the size belongs to that block, and so to no stage. In PartialNet the last
-    blocks end the stages; a stem that does not end at the size of the first stage has an entry of its own.
+    A layer inside a block that changes the size belongs to that block, and so to no stage. A stem that does not end at
+    the size of the first stage has an entry of its own.
     """
     found = map_layers(model, inputs)
     stages: dict[tuple, MapLayer] = {}

@@ -63,7 +63,8 @@ class MergedBlock(nn.Module):
         mixed = self.mlp(mixed)
         if self.spatial_attention is not None:
             mixed = self.spatial_attention(mixed)
-        return x + self.drop_path(mixed)
+        # Summed with descending strides: torch.export does not follow other strides of a slice in symbolic sizes.
+        return (x.permute(0, 2, 3, 1) + self.drop_path(mixed).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def merge_model(model: nn.Module) -> list[str]:

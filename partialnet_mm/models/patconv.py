@@ -362,8 +362,9 @@ class MergedSpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C + 1, H, W), whose last channel is the logit of the gate, to (B, C, H, W)."""
-        channels = x.shape[1] - 1
+        # With the channels last: torch.export does not follow other strides of a slice in symbolic sizes.
+        pixels, channels = x.permute(0, 2, 3, 1), x.shape[1] - 1
         # In place, as nothing else needs the output of the convolution; the gradient needs the logit as it was.
-        gate = F.hardsigmoid(x.narrow(1, channels, 1).clone())
-        x.narrow(1, 0, self.shift.shape[1]).mul_(gate).add_(self.shift)
-        return x.narrow(1, 0, channels)
+        gate = F.hardsigmoid(pixels.narrow(3, channels, 1).clone())
+        pixels.narrow(3, 0, self.shift.shape[1]).mul_(gate).add_(self.shift.flatten())
+        return pixels.narrow(3, 0, channels).permute(0, 3, 1, 2)

@@ -4,7 +4,7 @@ import csv
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -30,7 +30,7 @@ class Result(NamedTuple):
 
 
 @pytest.fixture
-def benchmark(monkeypatch, capsys) -> Iterator[Callable[..., Result]]:
+def benchmark(monkeypatch, capsys) -> Callable[..., Result]:
     pytest.importorskip('timm')
     pytest.importorskip('mmpretrain')
 
@@ -42,10 +42,7 @@ def benchmark(monkeypatch, capsys) -> Iterator[Callable[..., Result]]:
         tables = [table for table in tables if table]
         return Result(status, *(tables or [[], []]), out, err)
 
-    threads, tuned = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    yield run
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = tuned
+    return run
 
 
 @pytest.fixture

@@ -1,23 +1,19 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The pages say what the code does: their tables are printed anew, and what they name exists."""
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
 from tests.helpers.libraries import ROOT
+from tests.helpers.tool_scripts import run_main
 
 PAGES = sorted(p.relative_to(ROOT).as_posix() for p in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')])
 
 
-def test_table_of_variants_is_what_the_command_prints():
+def test_table_of_variants_is_what_the_command_prints(monkeypatch, capsys):
     pytest.importorskip('mmpretrain')
-    done = subprocess.run([sys.executable, 'tools/paper/variants.py'], cwd=ROOT, capture_output=True,
-                          text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith('| `')]
+    assert run_main(monkeypatch, 'tools/paper/variants.py') == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith('| `')]
     assert len(rows) == 8
     readme = (ROOT / 'README.md').read_text()
     assert [row for row in rows if row not in readme] == []

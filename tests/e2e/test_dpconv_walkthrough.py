@@ -1,9 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The five commands of docs/dpconv.md on a few drawn images, and what their tools say of what they cannot do."""
+"""The five commands of docs/dpconv.md on a few drawn images, and the errors that their tools report."""
 import json
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from PIL import Image
 from partialnet_mm.models import PartialNet
 from partialnet_mm.models.dpconv.fixed_ratios import GATES
 from tests.helpers.libraries import ROOT, build_model
+from tests.helpers.tool_scripts import run_main
 
 RATIOS = 'tools/analysis_tools/analyze_logs.py ratios'
 TO_FIXED = 'tools/model_converters/dpconv_to_fixed.py'
@@ -38,12 +38,7 @@ TINY_ARCH = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=2, act_cfg=dict(ty
 def run_here(monkeypatch, capsys, script, *arguments):
     """Runs a tool in this process; its output, errors and exit status."""
     script, *words = script.split()
-    monkeypatch.setattr(sys, 'argv', [script, *words, *map(str, arguments)])
-    status = 0
-    try:
-        runpy.run_path(str(ROOT / script), run_name='__main__')
-    except SystemExit as end:
-        status = end.code
+    status = run_main(monkeypatch, script, *words, *arguments)
     out, err = capsys.readouterr()
     return out, err, status
 
@@ -58,7 +53,7 @@ def walk_through():
 
 @pytest.fixture
 def images(tmp_path):
-    """Folders of ten classes with two images each, in the place of CIFAR-10."""
+    """Folders of ten classes with two images each, instead of CIFAR-10."""
     rng = np.random.default_rng(0)
     for split in ('train', 'test'):
         for label in range(10):
@@ -214,7 +209,7 @@ def test_other_checkpoints_are_refused(tool, name, message, searches, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_gates_out_of_order_and_other_networks_are_said(searches, monkeypatch, capsys):
+def test_gates_out_of_order_and_other_networks_are_reported(searches, monkeypatch, capsys):
     out, _, status = run_here(monkeypatch, capsys, RATIOS, searches / 'illegal.pth')
     assert status == 0
     assert re.search(r'\| stages.1.0 \| 1/\d+ \* \|', out) and '* gates out of order' in out
@@ -252,9 +247,10 @@ def test_a_search_given_where_a_fixed_network_is_expected(mixers, searches, monk
 @pytest.mark.parametrize('name', ['t0_dpconv_search_cifar10', *(f'{arch}_dpconv_search_in1k' for arch in (
     't0', 't1', 't2', 's', 'm', 'l'))])
 def test_search_configs_change_only_what_a_search_needs(name):
-    search = Config.fromfile(ROOT / f'configs/pretrain/partialnet_{name}.py')
-    base = Config.fromfile(ROOT / f'configs/pretrain/partialnet_{name.replace("_dpconv_search", "")}.py')
     cifar = name.endswith('cifar10')
+    base = 'cifar10' if cifar else 'pretrain'
+    search = Config.fromfile(ROOT / f'configs/dpconv/partialnet_{name}.py')
+    base = Config.fromfile(ROOT / f'configs/{base}/partialnet_{name.replace("_dpconv_search", "")}.py')
     options = dict(type='DPConvClassifier', kappa=4, order_weight=0.9)
     options.update(dict(cost_exponent=-0.3, start_kappa=1, warmup_epochs=2) if cifar else
                    dict(cost_exponent=-0.07, warmup_epochs=20))
@@ -280,8 +276,3 @@ def test_gates_are_spared_by_weight_decay():
         is_gate = id(group['params'][0]) in gates
         assert group['weight_decay'] == (0 if is_gate else 0.005)
         assert group['lr'] == pytest.approx(4e-3 * (0.05 if is_gate else 1))
-
-
-def test_list_of_the_wrong_length_is_refused():
-    with pytest.raises(ValueError, match=r'split_ratio must be one number or one for each of the 13 blocks'):
-        PartialNet('t0', split_ratio=[0.25] * 12)

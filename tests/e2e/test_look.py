@@ -8,7 +8,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 
 from partialnet_mm.analysis.build import build_model
 from partialnet_mm.analysis.look import heat_maps, largest_pixels, receptive_field, split_maps
@@ -18,12 +17,6 @@ from tests.helpers.tool_scripts import run_main
 
 TOOL = 'tools/analysis_tools/look.py'
 GOOD = ('tiny.py', 'tiny.pth', 'a.png')
-
-
-@pytest.fixture(autouse=True)
-def scope():
-    with DefaultScope.overwrite_default_scope('mmengine'):  # restores what it was
-        yield
 
 
 @pytest.fixture

@@ -1,16 +1,15 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The networks of Table 5 with PATConv: their configs, their recipes, and the command that compares them."""
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from partialnet_mm.analysis import build
+from partialnet_mm.analysis.build import build_model
 from partialnet_mm.models import PATConv2d, require_patconv
 from tests.helpers.libraries import ROOT, parameters_without_gradient, shipped_config, training_loss
 from tests.helpers.tool_scripts import run_main
@@ -32,11 +31,6 @@ RECIPES = {
 def load(name: str) -> Config:
     pytest.importorskip('mmdet' if name.startswith('mask_rcnn') else 'mmpretrain')
     return Config.fromfile(CONFIGS / f'{name}.py')
-
-
-def build_model(cfg: Config) -> nn.Module:
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):  # restores what it was
-        return build.build_model(cfg)
 
 
 def patconvs(model: nn.Module) -> list[PATConv2d]:
@@ -160,7 +154,7 @@ Rows = Callable[..., 'list[list[str]]']
 
 
 @pytest.fixture
-def run(monkeypatch, capsys) -> Iterator[Rows]:
+def run(monkeypatch, capsys) -> Rows:
     """Runs the command, and gives the rows of the tables that it prints."""
     pytest.importorskip('mmpretrain')
 
@@ -169,9 +163,7 @@ def run(monkeypatch, capsys) -> Iterator[Rows]:
         return [[cell.strip() for cell in line.strip('|').split('|')] for line in capsys.readouterr().out.splitlines()
                 if line.startswith('|') and not line.startswith('|---')]
 
-    threads = torch.get_num_threads()
-    yield rows_of
-    torch.set_num_threads(threads)
+    return rows_of
 
 
 def test_counts_on_the_page_are_what_the_command_prints(run):

@@ -31,6 +31,23 @@ def random_batch(cfg: Config, height: int = 64, width: int = 96, batch_size: int
     return dict(inputs=images, data_samples=[DataSample().set_gt_label(i) for i in range(batch_size)])
 
 
+def shrink(model: Config) -> None:
+    """Makes what is behind the backbone small, and training the same for each batch; modules and their types stay."""
+    small = dict(fc_out_channels=64, num_queries=50, num_proposals=50, nms_pre=50, max_per_img=50, num=32,
+                 size=(64, 96))
+    for node in _steps(model):
+        for key, value in node.items():
+            if key in small and isinstance(value, (int, tuple, list)):
+                node[key] = small[key]
+            elif key in ('encoder', 'decoder') and 'num_layers' in value:
+                value['num_layers'] = 1
+        node.pop('batch_augments', None)  # they enlarge images
+        if node.get('mode') == 'slide':
+            node['mode'] = 'whole'
+    if 'augments' in (model.get('train_cfg') or {}):
+        model.train_cfg = None  # no mixing of images
+
+
 def loss_of(cfg: Config, model: nn.Module, batch: dict) -> torch.Tensor:
     """The summed loss in training."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from tests.helpers.batches import loss_of, random_batch
@@ -32,19 +32,19 @@ def readme_snippets() -> dict[str, str]:
     return snippets
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """The model of a config, in its library's scope, with initialized weights."""
+def build_model(cfg: Config, init: bool = True) -> nn.Module:
+    """The model of a config, in its library's scope, with initialized weights unless ``init`` is False."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        init_default_scope(cfg.default_scope)
         torch.manual_seed(0)
         model = MODELS.build(cfg.model)
-        model.init_weights()
+        if init:
+            model.init_weights()
     return model
 
 
 def training_loss(cfg: Config, model: nn.Module, batch_size: int = 2) -> torch.Tensor:
     """The summed loss of one random batch, of the kind that the model's library trains on."""
-    return loss_of(cfg, model, random_batch(cfg, 128, 128, batch_size))
+    return loss_of(cfg, model, random_batch(cfg, batch_size=batch_size))
 
 
 def parameters_without_gradient(module: nn.Module) -> list[str]:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 from torch import nn
 
 from partialnet_mm.analysis.build import build_model
@@ -68,8 +67,7 @@ def write_checkpoint(kind: str, config: Path, path: Path,
 
     Its weights are torch's own first ones, under which, unlike mmengine's, the outputs depend on the image.
     """
-    with DefaultScope.overwrite_default_scope('mmengine'):  # restores what it was
-        model = randomize_norms(build_model(Config.fromfile(config))).eval()
+    model = randomize_norms(build_model(Config.fromfile(config))).eval()
     torch.save(dict(
         meta=dict(epoch=3, iter=7, dataset_meta=dict(classes=CLASSES[kind], palette=[(i, 0, 9) for i in range(4)])),
         state_dict=model.state_dict(), optimizer=dict(state={}), message_hub=dict()), path)

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from mmengine.registry import DefaultScope
 
 from tests.helpers.libraries import ROOT
 
@@ -26,8 +25,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object, *
     for name, value in replaced.items():
         assert hasattr(tool, name)
         setattr(tool, name, value)
-    with DefaultScope.overwrite_default_scope('mmengine'):  # restores what it was
-        try:
-            return tool.main() or 0
-        except SystemExit as leaving:
-            return leaving.code or 0
+    try:
+        return tool.main() or 0
+    except SystemExit as leaving:
+        return leaving.code or 0

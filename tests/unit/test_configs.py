@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope, init_default_scope
+from mmengine.registry import PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
 
 from partialnet_mm.models import PATConv2d
-from tests.helpers.libraries import ROOT
+from tests.helpers.libraries import ROOT, build_model
 
 CONFIGS = sorted(p.relative_to(ROOT / 'configs').as_posix() for p in (ROOT / 'configs').glob('*/*.py')
                  if p.parent.name != '_base_')
@@ -35,13 +35,6 @@ def load(name: str) -> Config:
     return cfg
 
 
-def build_model(cfg: Config, device: str = 'meta') -> torch.nn.Module:
-    # Without values, the largest networks are built at once.
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
-        init_default_scope(cfg.default_scope)
-        return MODELS.build(cfg.model)
-
-
 def test_file_names_differ():
     """mim finds a config by its file name, and a training writes to a folder of that name."""
     names = [Path(name).name for name in CONFIGS]
@@ -61,7 +54,8 @@ def test_config_is_self_contained_and_builds(name):
     assert cfg.auto_scale_lr.enable is False
     assert cfg.default_scope in ('mmdet', 'mmpretrain', 'mmseg')
     # Networks of other libraries need values when they are built.
-    model = build_model(cfg, 'cpu' if name.startswith('patconv/') else 'meta')
+    with torch.device('cpu' if name.startswith('patconv/') else 'meta'):
+        model = build_model(cfg, init=False)
     if name.startswith('patconv/'):
         assert any(isinstance(module, PATConv2d) for module in model.modules()) == ('_patconv' in name)
         return
@@ -113,7 +107,8 @@ def test_mask_rcnn_1x_is_table_7(arch):
     assert cfg.val_evaluator.ann_file == 'data/coco/annotations/instances_val2017.json'
     assert cfg.val_evaluator.metric == ['bbox', 'segm']
 
-    model = build_model(cfg)
+    with torch.device('meta'):
+        model = build_model(cfg, init=False)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(params, abs=0.02)
 
 
@@ -121,7 +116,8 @@ def test_mask_rcnn_1x_is_table_7(arch):
 def pretraining(request):
     """A variant, its config and the model that the config builds."""
     cfg = load(f'pretrain/partialnet_{request.param}_in1k.py')
-    return request.param, cfg, build_model(cfg)
+    with torch.device('meta'):
+        return request.param, cfg, build_model(cfg, init=False)
 
 
 def test_pretraining_is_table_8(pretraining):

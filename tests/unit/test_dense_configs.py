@@ -5,7 +5,7 @@ import torch
 from mmengine.config import Config
 
 from partialnet_mm import PartialNet
-from tests.helpers.batches import loss_of, predictions_of, random_batch
+from tests.helpers.batches import loss_of, predictions_of, random_batch, shrink
 from tests.helpers.config_differences import MISSING, differences, settings_of
 from tests.helpers.libraries import ROOT, build_model, parameters_without_gradient, shipped_config
 
@@ -160,15 +160,9 @@ def test_trains_every_parameter_and_predicts(name):
     cfg = load(name)
     # Random weights, and no block dropped by chance.
     cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
-    # Smaller heads, for speed.
-    if 'num_queries' in cfg.model:
-        cfg.model.num_queries = 50  # fewer than the small image has positions
-    heads = cfg.model.get('roi_head', {}).get('bbox_head', [])
-    for head in heads if isinstance(heads, list) else [heads]:
-        head.fc_out_channels = 64
+    shrink(cfg.model)
     if 'decode_head' in cfg.model:
         cfg.model.decode_head.channels = 64
-        cfg.model.data_preprocessor.size = (64, 96)  # crops of the batch's size
     model = build_model(cfg)
     loss = loss_of(cfg, model, random_batch(cfg))
     assert torch.isfinite(loss)

@@ -2,9 +2,10 @@
 """The same backbone in mmpretrain, mmdet and mmseg, from configs that are not this project's."""
 import pytest
 import torch
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 
 import partialnet_mm
+from tests.helpers.batches import shrink
 from tests.helpers.libraries import build_model, parameters_without_gradient, readme_snippets, training_loss
 from tests.helpers.snippets import SNIPPETS, load_snippet
 
@@ -20,6 +21,7 @@ def test_the_page_has_the_three_snippets():
 
 @pytest.mark.parametrize('snippet_config', SNIPPETS, indirect=True)
 def test_a_training_step_changes_every_weight_of_a_snippet(snippet_config):
+    shrink(snippet_config.model)
     model = build_model(snippet_config)
     backbone = model.backbone
     assert type(backbone) is partialnet_mm.PartialNet
@@ -37,7 +39,6 @@ def test_a_training_step_changes_every_weight_of_a_snippet(snippet_config):
 def test_bare_type_resolves_in_every_scope(scope):
     if scope != 'mmengine':
         pytest.importorskip(scope)
-    init_default_scope(scope)
     with DefaultScope.overwrite_default_scope(scope):
         backbone = MODELS.build(dict(type='PartialNet', arch='t0'))
     assert type(backbone) is partialnet_mm.PartialNet

@@ -4,7 +4,6 @@ import logging
 import re
 import sys
 from collections import Counter
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from mmengine.optim import build_optim_wrapper
 
 from partialnet_mm import PartialNet, swap_backbone
 from partialnet_mm.swap_backbone import FeatureMap, measure_backbone
-from tests.helpers.batches import loss_of, predictions_of, random_batch
+from tests.helpers.batches import loss_of, predictions_of, random_batch, shrink
 from tests.helpers.libraries import ROOT, build_model, parameters_without_gradient, shipped_config
 
 #: Widths 16, 32, 64 and 128; five blocks.
@@ -101,29 +100,11 @@ def logged(monkeypatch):
     return lines
 
 
-def shrink(node: Any) -> None:
-    """Makes modules behind the backbone small; their number and types stay."""
-    if isinstance(node, dict):
-        small = dict(fc_out_channels=64, num_queries=100, num_proposals=100, size=(64, 96))
-        for key, value in node.items():
-            if key in small and value is not None:
-                node[key] = small[key]
-            elif key in ('encoder', 'decoder') and 'num_layers' in value:
-                value['num_layers'] = 1
-        node.pop('batch_augments', None)  # they enlarge images
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        shrink(child)
-
-
 def check_swapped(library: str, name: str, stages: tuple[int, ...]) -> None:
     """Swaps, and runs a forward, a loss, a backward and a prediction."""
     cfg = swap_backbone(load(library, name), ARCH)
     assert cfg.model.backbone.out_indices == stages
     shrink(cfg.model)
-    if library == 'mmseg':
-        cfg.model.test_cfg.mode = 'whole'
-    if library == 'mmpretrain':
-        cfg.model.train_cfg = None  # no mixing of images
     model = build_model(cfg)
     assert type(model.backbone) is PartialNet
     has_norms = any(name.startswith('norm') for name, _ in model.backbone.named_parameters())

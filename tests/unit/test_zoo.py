@@ -9,7 +9,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import DefaultScope
 
 import partialnet_mm
 from partialnet_mm import config_path, list_configs, zoo
@@ -22,13 +21,6 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 @pytest.fixture(scope='module')
 def mmpretrain():
     return pytest.importorskip('mmpretrain')
-
-
-@pytest.fixture(autouse=True)
-def scope_of_a_fresh_process():
-    """mmpretrain's functions set their scope if there is none; an earlier test may have set another."""
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
 
 
 @pytest.fixture(scope='module')

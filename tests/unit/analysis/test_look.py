@@ -169,8 +169,7 @@ def test_split_maps_of_patconv():
     (dict(type='MobileNetV2', widen_factor=0.25), ['layer1', 'layer2', 'layer3', 'layer5', 'conv2']),
     (dict(type='ConvNeXt', arch='atto'), ['stages.0', 'stages.1', 'stages.2', 'stages.3']),
     (dict(type='PartialNet', arch='t0'), ['stages.0', 'stages.1', 'stages.2', 'stages.3']),
-    (dict(type='PartialNet', arch='t0', out_indices=(1, 3), deploy=True),
-     ['stages.0', 'norm1', 'stages.2', 'norm3']),
+    (dict(type='PartialNet', arch='t0', out_indices=(1, 3), deploy=True), ['stages.0', 'norm1', 'stages.2', 'norm3']),
 ])
 def test_stages_of_any_network(backbone, names):
     pytest.importorskip('mmpretrain')

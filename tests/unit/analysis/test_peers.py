@@ -2,7 +2,6 @@
 """Networks by name, and the form that they are timed in."""
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 from torch import nn
 
 from partialnet_mm.analysis import peers
@@ -15,9 +14,8 @@ for library in (*peers.LIBRARIES, 'torchvision'):
 
 
 def build(name: str) -> nn.Module:
-    with DefaultScope.overwrite_default_scope('mmengine'):  # restores what it was
-        torch.manual_seed(0)
-        return build_network(name)
+    torch.manual_seed(0)
+    return build_network(name)
 
 
 # Parameters (M), and batch norms: PartialNet has 5 in a block of stages 1-3, 3 in one of stage 4, 4 in stem and

@@ -4,16 +4,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 
 from partialnet_mm.analysis.trained_classifier import find_class, load_classifier, prepare, seen_box
 from tests.helpers.tiny_models import noise_images, write_small_classifier
-
-
-@pytest.fixture(autouse=True)
-def scope():
-    with DefaultScope.overwrite_default_scope('mmengine'):  # restores what it was
-        yield
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from partialnet_mm.models import (
     PartialChannelAttention,
@@ -10,7 +9,6 @@ from partialnet_mm.models import (
     PartialNetBlockV2,
     PartialSelfAttention,
 )
-from partialnet_mm.models.merged_block import MergedBlock
 from partialnet_mm.models.partialnet import ConvMLP
 
 BLOCKS = {
@@ -45,10 +43,10 @@ def test_residuals(kind, layer_scale, randomize_norms):
 def test_drop_path_drops_the_last_branch_of_whole_images(kind):
     block = BLOCKS[kind](drop_path_rate=0.25)
     block.eval()
-    # The same image in each place of the batch: only the drawn paths differ.
+    # The same image at each index of the batch: only the drawn paths differ.
     x = torch.randn(1, 16, 4, 4).expand(400, -1, -1, -1)
     with torch.no_grad():
-        shortcut, branch = (part[0] for part in branches(block, x[:1]))
+        shortcut, branch = (values[0] for values in branches(block, x[:1]))
         block.drop_path.train()
         out = block(x)
     dropped = torch.tensor([torch.allclose(image, shortcut, atol=1e-6) for image in out])
@@ -63,24 +61,6 @@ def test_drop_path_is_off_in_evaluation(kind):
     x = torch.randn(8, 16, 4, 4)
     shortcut, branch = branches(block, x)
     torch.testing.assert_close(block(x), shortcut + branch)
-
-
-@each_block
-@pytest.mark.parametrize('act', ['ReLU', 'GELU'])
-@pytest.mark.parametrize('layer_scale', [0., 0.5])
-def test_merged_form(kind, act, layer_scale, randomize_norms):
-    options = dict(act_cfg=dict(type=act), layer_scale_init_value=layer_scale)
-    block = randomize_norms(BLOCKS[kind](**options)).eval()
-    if layer_scale:
-        nn.init.normal_(block.layer_scale)
-    x = torch.randn(2, 16, 5, 6)
-    with torch.no_grad():
-        expected = block(x)
-        merged = MergedBlock(block).eval()
-        out = merged(x)
-        assert (out - expected).abs().max() < 1e-5 * expected.abs().max()
-        assert torch.equal(block(x), expected)  # the trained block stays as it is
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in merged.modules())
 
 
 @pytest.mark.parametrize('act, function', [('ReLU', F.relu), ('GELU', F.gelu)])

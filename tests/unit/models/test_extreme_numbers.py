@@ -10,6 +10,8 @@ from partialnet_mm.models import (
     PartialSelfAttention,
     PartialSpatialAttention,
 )
+from tests.helpers.libraries import parameters_without_gradient
+from tests.helpers.networks import ALL, random_loss
 
 LAYERS = dict(
     gate=lambda: GaussianGate(16),
@@ -36,14 +38,12 @@ def check_finite(module, x):
     1e-20 * torch.randn(2, 16, 5, 5)
 ], ids=['zeros', 'constant', 'large constant', 'one pixel', 'batch 1, one pixel', 'one row', 'huge', 'tiny'])
 def test_layers_stay_finite(layer, training, x):
-    torch.manual_seed(0)
     module = LAYERS[layer]().train(training)
     check_finite(module, x.clone())
 
 
 @pytest.mark.parametrize('layer', list(LAYERS))
 def test_reduced_precision_stays_finite(layer):
-    torch.manual_seed(0)
     module = LAYERS[layer]().train()
     with torch.autocast('cpu', dtype=torch.bfloat16):
         check_finite(module, 1e4 * torch.randn(2, 16, 6, 6))
@@ -51,7 +51,6 @@ def test_reduced_precision_stays_finite(layer):
 
 @pytest.mark.parametrize('table', [-1e4, 1e4])
 def test_extreme_position_biases_stay_finite(table):
-    torch.manual_seed(0)
     module = PartialSelfAttention(16, 2)
     torch.nn.init.constant_(module.position_bias.table, table)
     with torch.no_grad():
@@ -65,7 +64,6 @@ def test_extreme_position_biases_stay_finite(table):
 @pytest.mark.parametrize('layer', list(LAYERS))
 @pytest.mark.parametrize('scale', [1e3, 6e4])
 def test_half_precision_stays_finite(layer, scale):
-    torch.manual_seed(0)
     module = LAYERS[layer]().cuda().train()
     x = (scale * torch.randn(4, 16, 8, 8, device='cuda')).clamp(-6e4, 6e4).half()
     with torch.autocast('cuda', dtype=torch.float16):
@@ -73,11 +71,17 @@ def test_half_precision_stays_finite(layer, scale):
     assert torch.isfinite(out).all()
 
 
-@pytest.mark.parametrize('size', [(32, 32), (33, 47)])
-@pytest.mark.parametrize('fill', [0., 255.])
-def test_the_network_stays_finite_at_batch_1(tiny_arch, size, fill):
-    torch.manual_seed(0)
-    model = PartialNet(tiny_arch, out_indices=(0, 1, 2, 3), norm_eval=True).train()
-    x = torch.full((1, 3, *size), fill)
-    sum(out.square().mean() for out in model(x)).backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+@pytest.mark.parametrize('options', [dict(), dict(norm_eval=True), dict(norm_cfg=dict(type='SyncBN')),
+                                     dict(act_cfg=dict(type='GELU')), dict(out_indices=(3, ))], ids=str)
+@pytest.mark.parametrize('batch, size', [(1, (32, 32)), (1, (33, 47)), (1, (64, 64)), (2, (32, 32))])
+def test_the_network_trains_on_few_pixels_and_on_constant_images(batch, size, options, tiny_arch):
+    model = PartialNet(tiny_arch, **dict(dict(out_indices=ALL), **options))
+    model.init_weights()
+    for images in (torch.randn(batch, 3, *size), *(torch.full((batch, 3, *size), fill)
+                                                   for fill in (0., 0.5, -1., 255., 1e4))):
+        model.zero_grad()
+        outs = model.train()(images)
+        assert outs[-1].shape[2:] == (size[0] // 32, size[1] // 32)
+        random_loss(outs).backward()
+        assert all(torch.isfinite(out).all() for out in (*outs, *model.eval()(images)))
+        assert parameters_without_gradient(model) == []

@@ -6,7 +6,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
 from torch import nn
 
-from partialnet_mm.models import CBAMGate, ECAGate, GaussianGate, PartialNet, SRMGate
+from partialnet_mm.models import CBAMGate, ECAGate, GaussianGate, PartialNet, SEGate, SRMGate
 from partialnet_mm.models.gates import build_gate
 from tests.helpers.reference_network import gaussian_gate, hard_sigmoid
 
@@ -49,8 +49,8 @@ def test_statistics_are_mean_then_unbiased_deviation():
 
 @pytest.mark.parametrize('x', [
     torch.full((1, 6, 4, 4), 0.7), torch.zeros(1, 6, 4, 4), torch.full((2, 6, 4, 4), -3.), torch.randn(3, 6, 1, 1)
-], ids=['constant', 'zero', 'two images', 'one place'])
-def test_maps_without_deviation(x):
+], ids=['constant', 'zero', 'two images', 'one pixel'])
+def test_feature_maps_without_deviation(x):
     gate = GaussianGate(6).train()
     x = x.clone().requires_grad_()
     out = gate(x)
@@ -123,10 +123,26 @@ def cbam(x, gate):
         F.linear(F.relu(F.linear(values, *layers[0])), *layers[1]) for values in (x.mean((2, 3)), x.amax((2, 3)))))
 
 
-@pytest.mark.parametrize('gate, reference', [(ECAGate(24), eca), (CBAMGate(24, reduction=4), cbam)])
-def test_gates_of_other_papers(gate, reference):
+def srm(x, gate):
+    """Each channel by itself."""
+    weight = gate.conv.weight.view(-1, 2)
+    logits = x.mean((2, 3)) * weight[:, 0] + x.std((2, 3)) * weight[:, 1]
+    return hard_sigmoid(gate.norm(logits[:, :, None, None]))[:, :, 0, 0]
+
+
+def se(x, gate):
+    hidden = F.relu(x.mean((2, 3)) @ gate.reduce.weight.flatten(1).T)
+    return hard_sigmoid(hidden @ gate.expand.weight.flatten(1).T)
+
+
+@pytest.mark.parametrize('build, reference, hidden', [
+    (ECAGate, eca, None), (lambda channels: CBAMGate(channels, reduction=4), cbam, 6), (SRMGate, srm, None),
+    (SEGate, se, 6)], ids=['eca', 'cbam', 'srm', 'se'])
+def test_gates_of_other_papers(build, reference, hidden, randomize_norms):
+    gate = randomize_norms(build(24)).eval()
     x = torch.randn(2, 24, 5, 4)
     torch.testing.assert_close(gate(x)[:, :, 0, 0], reference(x, gate))
+    assert hidden is None or gate.reduce.weight.shape == (hidden, 24, 1, 1)
 
 
 @pytest.mark.parametrize('channels, kernel_size', [(24, 3), (96, 3), (192, 5), (480, 5)])

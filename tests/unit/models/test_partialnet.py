@@ -11,11 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from partialnet_mm.analysis.flops import count_multiply_adds
 from partialnet_mm.models import PartialNet, PartialNetBlock, PartialNetBlockV2
 from tests.helpers import reference_network
-
-ALL = (0, 1, 2, 3)
+from tests.helpers.networks import ALL, random_loss
 
 # Parameters in M and multiply-adds in G at 224 x 224, with a classifier of 1000 classes: parameters, multiply-adds of
-# the trainable form (norms counted, two operations an element), and of the merged form. Counted with the official
+# the trainable form (norms counted, two operations per element), and of the merged form. Counted with the official
 # modules.
 SIZES = {
     't0': (4.292, 0.263, 0.252), 't1': (7.794, 0.581, 0.556), 't2': (12.651, 1.087, 1.039),
@@ -46,10 +45,10 @@ class _LastMap(nn.Module):
 @pytest.mark.parametrize('arch', list(SIZES))
 def test_sizes(arch):
     params, trainable, merged = SIZES[arch]
-    backbone = PartialNet(arch)
-    model = classifier(backbone)
+    with torch.device('meta'):  # without values, all are counted at once
+        backbone = PartialNet(arch)
+        model = classifier(backbone)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(params, rel=1e-3)
-
     norm_elements = []
     hooks = [norm.register_forward_hook(lambda norm, args, out: norm_elements.append(out.numel()))
              for norm in model.modules() if isinstance(norm, (nn.BatchNorm2d, nn.LayerNorm))]
@@ -139,7 +138,7 @@ def test_out_norms(out_indices, out_norm, normed, tiny_arch):
             assert not hasattr(model, f'norm{i}')
 
 
-@pytest.mark.parametrize('size', [(32, 32), (33, 47), (112, 137), (65, 200), (224, 224), (32, 1000)])
+@pytest.mark.parametrize('size', [(32, 32), (33, 47), (112, 137), (65, 200), (32, 1000)])
 def test_any_size(size, tiny_arch):
     model = PartialNet(tiny_arch, out_indices=ALL).eval()
     outs = model(torch.randn(1, 3, *size))
@@ -178,47 +177,22 @@ def test_in_channels(in_channels, tiny_arch):
         model(torch.zeros(1, 3, 64, 64))
 
 
-def backward_of_random_loss(outs):
-    """A loss that no norm makes independent of what comes before it."""
-    sum((out.float() * torch.randn(out.shape)).sum() for out in outs).backward()
-
-
 @pytest.mark.parametrize('options', [
     dict(), dict(out_indices=ALL), dict(out_indices=ALL, layer_scale_init_value=1e-2),
     dict(out_indices=ALL, norm_cfg=dict(type='GN', num_groups=2)), dict(split_ratio=1), dict(norm_eval=True),
+    dict(token_mixers=('full_ch', 'full_ch', 'full_ch', 'full_sf')), dict(spatial_attention='full'), dict(gate='srm'),
+    dict(gate='se'), dict(gate='eca'), dict(gate='cbam'), dict(gate='srm', token_mixers='full_ch'),
+    dict(token_mixers='partial_conv', spatial_attention='none'), dict(token_mixers='pat_ch', spatial_attention='none'),
+    dict(token_mixers=('conv', 'conv', 'conv', 'pat_sf')), dict(token_mixers='depthwise_conv'),
 ], ids=str)
 def test_every_parameter_learns(options, tiny_arch):
     model = PartialNet(tiny_arch, **options).train()
     model.init_weights()
-    backward_of_random_loss(model(torch.randn(4, 3, 96, 96)))
+    random_loss(model(torch.randn(4, 3, 96, 96))).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().sum() > 0, name
-
-
-@pytest.mark.parametrize('options', [dict(), dict(out_indices=ALL), dict(norm_eval=True),
-                                     dict(norm_cfg=dict(type='SyncBN'))], ids=str)
-def test_trains_on_one_image(options, tiny_arch):
-    model = PartialNet(tiny_arch, **options).train()
-    model.init_weights()
-    outs = model(torch.randn(1, 3, 64, 64))
-    assert all(torch.isfinite(out).all() for out in outs)
-    backward_of_random_loss(outs)
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-
-
-@pytest.mark.parametrize('value', [0.5, -1., 1e4])
-@pytest.mark.parametrize('batch', [1, 2])
-@pytest.mark.parametrize('arch', ['t0', 't2'])
-def test_constant_images(value, batch, arch):
-    model = PartialNet(arch, out_indices=ALL).train()
-    model.init_weights()
-    outs = model(torch.full((batch, 3, 64, 64), value))
-    assert all(torch.isfinite(out).all() for out in outs)
-    backward_of_random_loss(outs)
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-    assert all(torch.isfinite(out).all() for out in model.eval()(torch.full((batch, 3, 64, 64), value)))
 
 
 FROZEN = {
@@ -243,7 +217,7 @@ def test_frozen_stages(frozen_stages, tiny_arch):
     if frozen_stages == 4:
         assert not any(out.requires_grad for out in outs)
     else:
-        backward_of_random_loss(outs)
+        random_loss(outs).backward()
     prefixes = FROZEN[frozen_stages]
     for name, parameter in model.named_parameters():
         frozen = name.startswith(prefixes)
@@ -370,7 +344,7 @@ def test_bfloat16_autocast_trains():
     model.init_weights()
     with torch.autocast('cpu', torch.bfloat16):
         outs = model(torch.randn(2, 3, 64, 64))
-    backward_of_random_loss(outs)
+    random_loss(outs).backward()
     for name, parameter in model.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
 

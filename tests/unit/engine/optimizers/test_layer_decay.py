@@ -5,7 +5,7 @@ import math
 import pytest
 from mmengine.logging import MMLogger
 from mmengine.optim import LinearLR, build_optim_wrapper
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from partialnet_mm.models import PartialNet
@@ -34,8 +34,6 @@ def settings_of(optim_wrapper, model):
 
 def rates(model, constructor, paramwise_cfg, scope='mmengine'):
     """Learning rate of each parameter by name."""
-    if scope != 'mmengine':
-        init_default_scope(scope)
     with DefaultScope.overwrite_default_scope(scope):
         optim_wrapper = build_optim_wrapper(model, optim_wrapper_cfg(constructor, paramwise_cfg))
     return {name: lr for name, (lr, _) in settings_of(optim_wrapper, model).items()}
@@ -103,7 +101,6 @@ def test_equals_mmpretrains_constructor():
     """Rates and weight decay, with the keys that both have."""
     pytest.importorskip('mmpretrain')
     model = classifier()
-    init_default_scope('mmpretrain')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         theirs = build_optim_wrapper(model, optim_wrapper_cfg(
             'LearningRateDecayOptimWrapperConstructor', dict(layer_decay_rate=0.8, **SPARED)))
@@ -114,9 +111,9 @@ def test_equals_mmpretrains_constructor():
 def test_a_backbone_of_mmpretrain_in_a_detector():
     """The constructor uses get_layer_depth, nothing of PartialNet."""
     pytest.importorskip('mmpretrain')
-    from mmpretrain.registry import MODELS
+    from mmpretrain.models import ConvNeXt
     model = nn.Module()
-    model.backbone = MODELS.build(dict(type='ConvNeXt', arch=dict(depths=[1, 1, 3, 1], channels=[8, 16, 32, 64])))
+    model.backbone = ConvNeXt(dict(depths=[1, 1, 3, 1], channels=[8, 16, 32, 64]))
     model.bbox_head = nn.Linear(2, 2)
     lr = rates(model, OURS, dict(decay_rate=0.5))
     expected = {}

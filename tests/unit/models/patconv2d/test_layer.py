@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""PATConv as a convolution layer: by itself, by conv_cfg in the networks of the libraries, and where it fits none."""
+"""PATConv as a convolution layer: by itself, and by conv_cfg in networks of the libraries."""
 import copy
 
 import pytest
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from partialnet_mm.models import PATConv2d, SEGate, merge_following_norms, merge_model, replace_convs, require_patconv
 from tests.helpers.libraries import parameters_without_gradient
+from tests.helpers.networks import random_loss, relative_error
 from tests.helpers.reference_network import gaussian_gate, hard_sigmoid
 
 PATCONV = dict(type='PATConv')
@@ -22,20 +23,6 @@ def batch_norm(norm, x):
     shape = (1, -1, 1, 1)
     scale = norm.weight.view(shape) / (norm.running_var.view(shape) + norm.eps).sqrt()
     return (x - norm.running_mean.view(shape)) * scale + norm.bias.view(shape)
-
-
-def reference_gate(kind, gate, x):
-    """The gates of Table 12, written out."""
-    mean, std = x.mean((2, 3)), x.flatten(2).std(2)
-    if kind == 'se':
-        hidden = F.relu(mean @ gate.reduce.weight.flatten(1).T)
-        return hard_sigmoid(hidden @ gate.expand.weight.flatten(1).T)[:, :, None, None]
-    if kind == 'gaussian':
-        logits = gaussian_gate(gate.conv.weight, x)
-    else:
-        weight = gate.conv.weight.view(-1, 2)
-        logits = (mean * weight[:, 0] + std * weight[:, 1])[:, :, None, None]
-    return hard_sigmoid(batch_norm(gate.norm, logits))
 
 
 def reference(layer, x, kind='gaussian'):
@@ -49,13 +36,14 @@ def reference(layer, x, kind='gaussian'):
     height, width = rest.shape[2:]
     rest = torch.stack([torch.stack([rest[:, :, i:i + step_y, j:j + step_x].mean((2, 3))
                                      for j in range(0, width, step_x)], -1) for i in range(0, height, step_y)], -2)
-    if kind != 'none':
-        rest = batch_norm(layer.norm, rest * reference_gate(kind, layer.gate, rest))
+    if kind == 'self':
+        rest = layer.attention(rest)
+    elif kind == 'gaussian':
+        gate = hard_sigmoid(batch_norm(layer.gate.norm, gaussian_gate(layer.gate.conv.weight, rest)))
+        rest = batch_norm(layer.norm, rest * gate)
+    elif kind != 'none':  # test_gates.py has the formulas of the others
+        rest = batch_norm(layer.norm, rest * layer.gate(rest))
     return torch.cat((convolved, rest), dim=1)
-
-
-def relative_error(out, expected):
-    return ((out - expected).abs().max() / expected.abs().max()).item()
 
 
 GEOMETRIES = [
@@ -94,13 +82,20 @@ def test_sizes_are_those_of_a_convolution(kernel_size, dilation, stride):
 
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('conv', ['dense', 'depthwise'])
-@pytest.mark.parametrize('kind', ['gaussian', 'srm', 'se', 'none'])
+@pytest.mark.parametrize('kind', ['gaussian', 'srm', 'se', 'eca', 'cbam', 'self', 'none'])
 def test_gates_convolutions_and_the_merged_form(kind, conv, stride, randomize_norms):
     options = dict(kernel_size=3, stride=stride, padding=1, split_ratio=0.5, gate=kind, conv=conv)
     layer = randomize_norms(PATConv2d(16, 16, **options)).eval()
     assert layer.conv.weight.shape == ((8, 8, 3, 3) if conv == 'dense' else (8, 1, 3, 3))
     nn.init.normal_(layer.conv.bias)
+    if kind == 'self':
+        nn.init.normal_(layer.attention.position_bias.table)
     x = torch.randn(3, 16, 9, 8)
+    random_loss([layer.train()(x)]).backward()
+    assert parameters_without_gradient(layer) == []
+    if kind != 'cbam':  # of so few channels it has one hidden unit, which may be off
+        assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
+    layer.eval()
     with torch.no_grad():
         expected = reference(layer, x, kind)
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
@@ -141,12 +136,11 @@ def test_none_passes_the_rest_through_unchanged():
     assert torch.equal(out[:, 2:], x[:, 2:])
 
 
-def test_trains_on_one_image_and_gives_every_parameter_a_gradient():
+def test_trains_on_one_image_and_normalizes_by_the_batch():
     layer = PATConv2d(16, 16, 3, stride=2, padding=1)
-    (layer(torch.randn(1, 16, 2, 2)) * torch.randn(1, 16, 1, 1)).sum().backward()
+    random_loss([layer(torch.randn(1, 16, 2, 2))]).backward()
     assert parameters_without_gradient(layer) == []
-    out = layer(torch.randn(2, 16, 8, 8))
-    attended = out[:, 4:]
+    attended = layer(torch.randn(2, 16, 8, 8))[:, 4:]
     torch.testing.assert_close(attended.mean((0, 2, 3)), torch.zeros(12), atol=1e-5, rtol=0)
     assert layer.norm.num_batches_tracked == 1
 
@@ -195,7 +189,7 @@ def test_other_norms_and_their_merging():
     (dict(split_ratio=1.5), r'split_ratio must lie in \(0, 1\], got 1\.5'),
     (dict(in_channels=18, out_channels=18), r'split_ratio=0\.25 does not divide 18 channels: 4\.5'),
     (dict(in_channels=2, out_channels=2), r'split_ratio=0\.25 leaves no channel of 2'),
-    (dict(gate='softmax'), r"must be one of \('gaussian', 'srm', 'se', 'none'\), got 'softmax'"),
+    (dict(gate='softmax'), r"must be one of \(.*'self', 'none'\) or dict\(type=...\), got 'softmax'"),
     (dict(conv='grouped'), r"conv of PATConv2d must be one of \('dense', 'depthwise'\), got 'grouped'"),
     (dict(gat='srm'), "PATConv2d has no argument 'gat' .*did you mean 'gate'"),
 ], ids=str)
@@ -274,7 +268,7 @@ def build(scope, cfg):
 # Library, backbone, number of its spatial convolutions of equal width.
 HOSTS = {
     'ResNet-50': ('mmpretrain', dict(type='ResNet', depth=50), 16),
-    # BasicBlocks that halve the map change the width in their first convolution.
+    # BasicBlocks that halve the resolution change the width in their first convolution.
     'ResNet-18': ('mmpretrain', dict(type='ResNet', depth=18, drop_path_rate=0.1), 13),
     'MobileNetV2': ('mmpretrain', dict(type='MobileNetV2'), 17),
     'RegNetX-400MF': ('mmpretrain', dict(type='RegNet', arch='regnetx_400mf'), 22),
@@ -305,7 +299,7 @@ def test_networks_of_the_libraries(name, randomize_norms):
     x = torch.randn(2, 3, 63, 65)
     outs, expected = network(x), plain(x)
     assert [out.shape for out in outs] == [out.shape for out in expected]
-    sum((out * torch.randn_like(out)).sum() for out in outs).backward()
+    random_loss(outs).backward()
     frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
     assert set(parameters_without_gradient(network)) == frozen
     assert bool(frozen) == ('frozen_stages' in cfg)
@@ -323,13 +317,13 @@ def test_networks_of_the_libraries(name, randomize_norms):
         expected = network(x)
         parts = merge_model(network)
         assert len(parts) == replaced
-        assert max(map(relative_error, network(x), expected)) < 1e-5
+        assert relative_error(network(x), expected) < 1e-5
         # ConvNeXt has layer norms, and so none to merge.
         assert merge_following_norms(network) == (0 if option == 'patconv_cfg' else replaced)
-        assert max(map(relative_error, network(x), expected)) < 2e-5
+        assert relative_error(network(x), expected) < 2e-5
         fuse_conv_bn(network)
         assert sum(isinstance(module, _BatchNorm) for module in network.modules()) == 0
-        assert max(map(relative_error, network(x), expected)) < 2e-5
+        assert relative_error(network(x), expected) < 2e-5
 
 
 def test_deformable_convolutions_refuse_it():
