@@ -28,13 +28,13 @@ def run_all(folder, extent):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
 
 
-def faults_of(run):
-    """What is wrong with how a tool took a file."""
+def faults_of(run, healthy):
+    """What is wrong with how a tool took a file; it may do no more than with a healthy one."""
     lines = [line for line in run['said'].splitlines() if line.strip()]
     refusals = [line for line in lines if any(reason in line for reason in REASONS)]
     allowed = {'c.pth', 'work'}
     found = dict(
-        ran=run['canary'],
+        ran=run['canary'] or not set(run['deeds']) <= set(healthy['deeds']),
         wrote=bool(run['weights']) or not set(run['written']) <= allowed,
         status=run['status'] not in (1, 2),
         sentence=not refusals or not refusals[-1].isprintable() or len(refusals[-1]) > 2500,
@@ -43,11 +43,12 @@ def faults_of(run):
 
 
 def check(runs):
+    healthy = {run['entry']: run for run in runs if run['kind'] == 'healthy'}
     for run in runs:
         if run['kind'] == 'healthy':
             assert run['status'] == 0, (run['entry'], run['said'][-2000:])
         else:
-            assert faults_of(run) == [], run
+            assert faults_of(run, healthy[run['entry']]) == [], run
 
 
 @pytest.fixture(scope='module')
@@ -73,8 +74,9 @@ def test_every_kind(tmp_path, capsys):
     runs = run_all(tmp_path, 'all')
     table = [f'{number:3} {entry}' for number, entry in enumerate(ENTRIES, 1)]
     table.append(' ' * 40 + ''.join(f'{number:3}' for number in range(1, len(ENTRIES) + 1)))
+    healthy = {run['entry']: run for run in runs if run['kind'] == 'healthy'}
     for kind in KINDS:
-        found = {run['entry']: faults_of(run) for run in runs if run['kind'] == kind}
+        found = {run['entry']: faults_of(run, healthy[run['entry']]) for run in runs if run['kind'] == kind}
         table.append(f'{kind:40}' + ''.join('  X' if found[entry] else '  .' for entry in ENTRIES))
     with capsys.disabled():
         sys.stdout.write('\n'.join(['', *table, '']))

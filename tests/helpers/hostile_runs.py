@@ -53,6 +53,9 @@ test_dataloader = val_dataloader
 PLAIN_HOOKS = """
 default_hooks = dict(_delete_=True, checkpoint=dict(type='CheckpointHook', interval=1))
 """
+#: What a process may do beyond reading and writing files, by Python's audit events.
+DEEDS = ('os.exec', 'os.fork', 'os.posix_spawn', 'os.putenv', 'os.system', 'pickle.find_class', 'socket.connect',
+         'socket.getaddrinfo', 'subprocess.Popen', 'webbrowser.open')
 #: Limits of a run: seconds, and memory beyond what the imports take, in bytes.
 SECONDS, MEMORY = 120, 2 << 30
 
@@ -88,8 +91,8 @@ ENTRIES = {
         config, file, run / 'out.safetensors']),
     'dpconv_to_fixed': Entry(f'{CONVERTERS}/dpconv_to_fixed.py', lambda file, config, run: [file, run / 'out.pth'],
                              healthy='search'),
-    'dpconv_ratios': Entry('tools/analysis_tools/dpconv_ratios.py', lambda file, config, run: [file],
-                           healthy='search'),
+    'analyze_logs ratios': Entry('tools/analysis_tools/analyze_logs.py', lambda file, config, run: ['ratios', file],
+                                 healthy='search'),
     'export_onnx': Entry('tools/deployment/export_onnx.py', lambda file, config, run: [
         config, file, '--output', run / 'out.onnx', '--no-check']),
     'train load_from': Entry('tools/train.py', train('load_from={file}')),
@@ -146,7 +149,8 @@ def forked(entry: Entry, run: Path, config: Path, file: Path) -> dict:
     before = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        status = 1
+        status, deeds = 1, set()
+        sys.addaudithook(lambda event, args: deeds.add(f'{event} {str(args[:1])[:80]}') if event in DEEDS else None)
         try:
             for stream, name in ((1, 'stdout'), (2, 'stderr')):
                 os.dup2(os.open(run / name, os.O_WRONLY | os.O_CREAT), stream)
@@ -162,12 +166,15 @@ def forked(entry: Entry, run: Path, config: Path, file: Path) -> dict:
         except BaseException:
             traceback.print_exc()
         finally:
+            (run / 'deeds').write_text('\n'.join(sorted(deeds)))
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
     _, status = os.waitpid(pid, 0)
     said = (run / 'stderr').read_text(errors='replace')
-    return dict(status=os.waitstatus_to_exitcode(status), seconds=time.monotonic() - before, said=said[-4000:])
+    deeds = (run / 'deeds').read_text().splitlines() if (run / 'deeds').exists() else ['none recorded: it was killed']
+    return dict(status=os.waitstatus_to_exitcode(status), seconds=time.monotonic() - before, said=said[-4000:],
+                deeds=deeds)
 
 
 def attack(name: str, kind: str, folder: Path, config: Path, healthy: dict[str, Path]) -> dict:
@@ -187,7 +194,7 @@ def attack(name: str, kind: str, folder: Path, config: Path, healthy: dict[str, 
     weights = [path.name for path in run.rglob('*')
                if path != file and path.suffix in ('.pth', '.safetensors', '.onnx')]
     return dict(result, entry=name, kind=kind, canary=(run / 'canary').exists(), weights=weights,
-                written=sorted(path.name for path in run.iterdir() if path.name not in ('stdout', 'stderr')))
+                written=sorted(path.name for path in run.iterdir() if path.name not in ('stdout', 'stderr', 'deeds')))
 
 
 def main() -> None:
