@@ -16,7 +16,8 @@ def restored_state() -> Iterator[None]:
     """Restores afterwards what libraries keep for the whole process."""
     dtype, threads, tuned = torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark
     schemes = dict(CheckpointLoader._schemes)  # mmengine has no function that returns or removes them
-    with DefaultScope.overwrite_default_scope('mmengine'):
+    with DefaultScope.overwrite_default_scope('mmengine'):  # restores what there was
+        DefaultScope._instance_dict.clear()  # as in a new process
         yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
