@@ -102,7 +102,7 @@ def mlp(state: StateDict, name: str, x: Tensor, activation: str) -> Tensor:
 
 
 def forward(state: StateDict, x: Tensor, depths: Sequence[int], activation: str) -> list[Tensor]:
-    """Feature maps of all four stages, with their norms where the state dict has them; the class scores where it has a head."""
+    """Feature maps of all four stages, with their norms where there are any; the class scores where there is a head."""
     outs = []
     x = batch_norm(state, 'patch_embed.norm', F.conv2d(x, state['patch_embed.proj.weight'], stride=4))
     for stage, depth in enumerate(depths):
