@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from torch import nn
@@ -13,11 +14,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def restored_state() -> Iterator[None]:
-    """Restores afterwards what libraries keep for the whole process."""
+    """Restores afterwards what libraries keep for the whole process.
+
+    mmengine has no public functions that return or remove its instances and loaders.
+    """
     dtype, threads, tuned = torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark
-    schemes = dict(CheckpointLoader._schemes)  # mmengine has no function that returns or removes them
-    with DefaultScope.overwrite_default_scope('mmengine'):
-        yield
+    schemes = dict(CheckpointLoader._schemes)
+    instances = {manager: dict(manager._instance_dict) for manager in (DefaultScope, MMLogger, MessageHub)}
+    for manager in instances:
+        manager._instance_dict.clear()
+    # A logger keeps the stream that it begins with, and that of a fixture's set-up under capsys is closed afterwards.
+    MMLogger.get_current_instance()
+    yield
+    for manager, kept in instances.items():
+        manager._instance_dict.clear()
+        manager._instance_dict.update(kept)
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = tuned

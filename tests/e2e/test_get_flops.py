@@ -92,7 +92,7 @@ def test_layers(counts, tmp_path, tiny_arch):
 
 
 @pytest.mark.parametrize('content, options, status, message', [
-    (None, (), 2, "argument config: config 'missing.py' does not exist"),
+    (None, (), 2, "config 'missing.py' does not exist"),
     ('model = dict(type="ImageClassifier")', (), 1, 'the config has no default_scope'),
     ('default_scope = "mmdet"', (), 1, 'the config has no model'),
     ('', ('--shape', 0, 4), 2, 'argument --shape: must be a number of at least 1, got 0'),

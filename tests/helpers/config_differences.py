@@ -11,7 +11,7 @@ MISSING = 'missing'
 
 
 def differences(theirs: Any, ours: Any, path: str = '') -> dict[str, tuple]:
-    """Values that differ, as (theirs, ours) by their place; lists and tuples of the same items are equal."""
+    """Values that differ, as (theirs, ours) by their path; lists and tuples of the same items are equal."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         found = {}
         for key in {**theirs, **ours}:

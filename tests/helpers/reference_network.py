@@ -37,8 +37,8 @@ def bucket(row_offset: int, column_offset: int) -> int:
 
 
 def pairwise_buckets(height: int, width: int) -> Tensor:
-    places = [(row, column) for row in range(height) for column in range(width)]
-    return torch.tensor([[bucket(r1 - r2, c1 - c2) for r2, c2 in places] for r1, c1 in places])
+    pixels = [(row, column) for row in range(height) for column in range(width)]
+    return torch.tensor([[bucket(r1 - r2, c1 - c2) for r2, c2 in pixels] for r1, c1 in pixels])
 
 
 def gaussian_gate(weight: Tensor, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def gaussian_gate(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def partial_convolution(state: StateDict, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The convolved part, and the other one as it is."""
+    """The convolved channels, and the others as they are."""
     weight = state[f'{name}.partial_conv3.weight']
     return F.conv2d(x[:, :len(weight)], weight, padding=1), x[:, len(weight):]
 
@@ -102,7 +102,7 @@ def mlp(state: StateDict, name: str, x: Tensor, activation: str) -> Tensor:
 
 
 def forward(state: StateDict, x: Tensor, depths: Sequence[int], activation: str) -> list[Tensor]:
-    """Maps of all four stages, with their norms where the state dict has them; the class scores where it has a head."""
+    """Feature maps of all four stages, with their norms where there are any; the class scores where there is a head."""
     outs = []
     x = batch_norm(state, 'patch_embed.norm', F.conv2d(x, state['patch_embed.proj.weight'], stride=4))
     for stage, depth in enumerate(depths):

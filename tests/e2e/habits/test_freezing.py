@@ -65,7 +65,7 @@ def test_norm_eval_keeps_statistics_and_trains_the_rest(build_runner):
 
 
 def test_a_frozen_backbone_computes_what_it_was_loaded_with(build_runner):
-    """The norms of the returned maps, which no pretraining has, are the identity."""
+    """The norms of the returned feature maps, which no pretraining has, are the identity."""
     runner = build_runner('freeze_backbone.py')
     backbone = runner.model.backbone
     backbone.init_weights()

@@ -69,20 +69,10 @@ def attributes(network: PartialNet) -> dict[str, list[str]]:
             for name, module in network.named_modules()}
 
 
-def test_inference_keeps_nothing_that_grows_with_the_sizes_it_has_seen(network):
-    def infer(height: int, width: int) -> None:
-        with torch.no_grad():
-            network(torch.randn(1, 3, height, width))
-
-    names, _, before = attributes(network), *alive()
-    infer(*SIZES[0])
-    one_size = alive()
-    for size in SIZES:
-        infer(*size)
-    # What a layer may keep are the buckets of its last map, where that has up to 256 places; this one has 361.
-    infer(608, 608)
-    _, most = alive()
-    assert most - before <= DEPTH * 256**2 * 8 < DEPTH * 361**2 * 8
-    infer(*SIZES[0])
-    assert alive() == one_size
+@torch.no_grad()
+def test_inference_keeps_nothing(network):
+    names, before = attributes(network), alive()
+    for size in (*SIZES, (608, 608)):
+        network(torch.randn(1, 3, *size))
+    assert alive() == before
     assert attributes(network) == names

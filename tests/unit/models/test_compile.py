@@ -109,7 +109,7 @@ def test_block_is_one_graph_for_all_sizes(kind, form, randomize_norms):
     assert_compiles(block, form, [(2, 16, 6, 5), (3, 16, 9, 8)], dynamic=True)
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('form', ['train', pytest.param('eval', marks=pytest.mark.slow), 'merged'])
 def test_backbone_is_one_graph(form, randomize_norms):
     arch = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type='GELU'))
     backbone = in_form(randomize_norms(PartialNet(arch, out_indices=ALL)), form)

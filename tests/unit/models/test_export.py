@@ -6,35 +6,40 @@ import pytest
 import torch
 
 from partialnet_mm.models import PartialNet
+from tests.helpers.networks import ALL, relative_error
 
 ARCH = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type='GELU'))
-#: Batches, odd sizes, and more distances than a traced map had.
+#: Batches, odd sizes, and more distances than the traced feature map had.
 SHAPES = ((1, 3, 64, 64), (3, 3, 225, 193), (2, 3, 64, 864))
 
 
-@pytest.fixture(params=[False, True], ids=['trainable', 'merged'])
+def both_forms(**marks):
+    """Parametrizes the backbone; ``marks`` are those of a form."""
+    return pytest.mark.parametrize('backbone', [pytest.param(form, marks=marks.get(form, ())) for form in (
+        'trainable', 'merged')], indirect=True)
+
+
+@pytest.fixture
 def backbone(request, randomize_norms):
-    model = randomize_norms(PartialNet(ARCH, out_indices=(0, 1, 2, 3))).eval()
+    model = randomize_norms(PartialNet(ARCH, out_indices=ALL)).eval()
     for name, parameter in model.named_parameters():
         if name.endswith('position_bias.table'):
             torch.nn.init.normal_(parameter)
-    if request.param:
+    if request.param == 'merged':
         model.switch_to_deploy()
     return model
 
 
 @torch.no_grad()
 def difference(run, backbone, shape):
-    """Largest difference of any map, over its largest value."""
     images = torch.randn(shape)
-    outs, wanted = run(images), backbone(images)
-    assert [out.shape for out in outs] == [want.shape for want in wanted]
-    return max(((out - want).abs().max() / want.abs().max()).item() for out, want in zip(outs, wanted))
+    return relative_error(run(images), backbone(images))
 
 
+@both_forms()
 @pytest.mark.parametrize('batch', [1, 2])
 def test_trace_is_right_at_other_sizes(backbone, batch, tmp_path):
-    """A trace of one image at one size serves all: the position bias is computed from the size of the map."""
+    """A trace of one image at one size serves all: the position bias is computed from the size of the feature map."""
     with torch.no_grad():
         traced = torch.jit.trace(backbone, torch.randn(batch, 3, 96, 128))
     torch.jit.save(traced, str(tmp_path / 'traced.pt'))
@@ -45,6 +50,7 @@ def test_trace_is_right_at_other_sizes(backbone, batch, tmp_path):
         assert difference(frozen, backbone, shape) < 1e-5
 
 
+@both_forms(trainable=pytest.mark.slow)
 def test_export_is_right_at_other_sizes(backbone):
     if 'dynamic_shapes' not in inspect.signature(torch.export.export).parameters:
         pytest.skip('torch 2.1: a prototype, which takes the batch and the sizes of PartialNet for constants')
@@ -54,6 +60,7 @@ def test_export_is_right_at_other_sizes(backbone):
         assert difference(exported, backbone, shape) < 1e-5
 
 
+@both_forms()
 def test_export_of_one_size(backbone):
     images = torch.randn(2, 3, 32, 64)
     exported = torch.export.export(backbone, (images, ))

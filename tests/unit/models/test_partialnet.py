@@ -105,7 +105,7 @@ def test_equals_the_official_layout_written_once_more(arch, detection, size, tin
     for out, want in zip(outs, expected):
         assert out.shape == want.shape
         assert (out - want).abs().max() < 1e-4 * want.abs().max()
-        assert want.std() > 0.1  # what is compared is no constant
+        assert want.std() > 0.1  # a constant would prove nothing
 
 
 @pytest.mark.parametrize('out_indices, stages', [
@@ -147,7 +147,7 @@ def test_any_size(size, tiny_arch):
         assert torch.isfinite(out).all()
 
 
-def test_sizes_in_turn_leave_nothing_behind(tiny_arch, randomize_norms):
+def test_sizes_after_one_another_leave_nothing_behind(tiny_arch, randomize_norms):
     model = randomize_norms(PartialNet(tiny_arch, out_indices=ALL)).eval()
     inputs = [torch.randn(1, 3, *size) for size in ((64, 96), (137, 112), (64, 96), (32, 32))]
     for x in inputs:
@@ -287,7 +287,7 @@ def test_options_of_the_layers():
     assert model.channels == (24, 48, 96, 192)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     assert {norm.eps for norm in norms} == {1e-3}
-    # Stem and merging 4, blocks of stages 1-3 five each, of stage 4 three each, returned maps 4.
+    # Stem and merging 4, blocks of stages 1-3 five each, of stage 4 three each, returned feature maps 4.
     assert len(norms) == 4 + 3 * 5 + 2 * 3 + 4
     for stage in model.stages:
         for block in stage:

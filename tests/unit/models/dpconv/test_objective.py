@@ -107,7 +107,8 @@ def test_terms_are_named_and_counted_once():
     assert task.grad.item() == pytest.approx(ratio**0.5)
 
 
-@pytest.mark.parametrize('kappa', [2, 4, 8, 16])
+@pytest.mark.parametrize('kappa', [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow),
+                                   16])
 def test_cost_converges_to_the_budget(kappa):
     """Layers that imitate full convolutions would open everywhere; a strong penalty holds them to the budget."""
     width, steps = 16, 90
