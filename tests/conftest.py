@@ -8,6 +8,7 @@ import torch
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
+from mmengine.visualization import Visualizer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -20,7 +21,8 @@ def restored_state() -> Iterator[None]:
     """
     dtype, threads, tuned = torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark
     schemes = dict(CheckpointLoader._schemes)
-    instances = {manager: dict(manager._instance_dict) for manager in (DefaultScope, MMLogger, MessageHub)}
+    instances = {manager: dict(manager._instance_dict) for manager in (
+        DefaultScope, MMLogger, MessageHub, Visualizer)}
     for manager in instances:
         manager._instance_dict.clear()
     # A logger keeps the stream that it begins with, and that of a fixture's set-up under capsys is closed afterwards.
