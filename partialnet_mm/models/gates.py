@@ -83,7 +83,9 @@ class MergedStatisticsGate(nn.Module):
         """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
         # std_mean in passes that are vectorized on a CPU, and as precise in half precision. They need memory for one
         # more feature map, so the trained gate has the other form.
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2).to(torch.promote_types(x.dtype, torch.float32))
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        if x.dtype in (torch.float16, torch.bfloat16):
+            pixels = pixels.float()
         mean = pixels.mean(1, keepdim=True)
         variance = (pixels - mean).square().sum(1, keepdim=True) / max(pixels.shape[1] - 1, 1)
         # The root of 0 has no gradient.
