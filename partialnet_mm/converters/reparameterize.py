@@ -1,13 +1,12 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Checkpoints of whole models, converted into the merged form."""
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..analysis.build import build_model
 from ..models import merge_model
 from .publish import strip_checkpoint
 
@@ -23,7 +22,7 @@ class Merged(NamedTuple):
     difference: float
 
 
-def reparameterize(cfg: Config, content: dict) -> Merged:
+def reparameterize(cfg: Config, content: dict, build_model: Callable[[Config], nn.Module]) -> Merged:
     """Merges a checkpoint, and compares the model that its merged weights give with the given one.
 
     The merged weights are loaded into the model that the config builds with
@@ -32,6 +31,7 @@ def reparameterize(cfg: Config, content: dict) -> Merged:
     Args:
         cfg: Config of the checkpoint; stays as it is.
         content: Content of the checkpoint.
+        build_model: Builds the model of a config.
 
     Raises:
         TypeError: If there is nothing that can be merged, or a norm cannot.

@@ -6,6 +6,7 @@ with those of the given one, before anything is written. The file holds weights,
 """
 import argparse
 
+from partialnet_mm.analysis.build import build_model
 from partialnet_mm.checkpoint import check_ending, read_checkpoint, write_checkpoint
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
 from partialnet_mm.converters.reparameterize import reparameterize
@@ -29,7 +30,7 @@ def main() -> None:
     cfg = load_config(parser, args)
     try:
         content = read_checkpoint(args.checkpoint)
-        merged, modules, difference = reparameterize(cfg, content)
+        merged, modules, difference = reparameterize(cfg, content, build_model)
         if not difference < TOLERANCE:
             raise ValueError(f'the feature maps of the merged model differ by {difference:.1e} of their largest value, '
                              f'more than {TOLERANCE:.0e}')

@@ -68,7 +68,7 @@ def test_keeps_no_activations_of_the_block():
 def test_only_training_computes_twice(tiny_arch):
     model = PartialNet(tiny_arch, with_cp=True)
     calls = []
-    model.stages[0][0].register_forward_pre_hook(lambda *_: calls.append(1))
+    model.stages[0][0].token_mixer.register_forward_pre_hook(lambda *_: calls.append(1))
     x = torch.randn(2, 3, 64, 64)
     model.eval()(x)[0].sum().backward()
     assert len(calls) == 1
