@@ -161,70 +161,69 @@ class PartialNetBlockV2(PartialNetBlock):
 
 @MODELS.register_module()
 class PartialNet(BaseModule):
-    """PartialNet, as a classification or dense prediction backbone.
+    """PartialNet, as a backbone for classification and dense prediction.
 
     Paper: `Partial Channel Network: Compute Fewer, Perform Better
     <https://arxiv.org/abs/2502.01303>`_
 
-    Four stages of blocks, each behind a layer that divides the resolution (by
-    4, then 2, 2, 2). Stages 1-3 have :class:`PartialNetBlock` with PAT_ch,
+    Four stages of blocks, each after a layer that divides the resolution (by 4,
+    then by 2, 2, 2). Stages 1-3 have :class:`PartialNetBlock` with PAT_ch,
     stage 4 has :class:`PartialNetBlockV2` with PAT_sf; all have PAT_sp.
 
     Args:
-        arch: Name of a variant in :attr:`arch_settings`: 't0',
-            't1', 't2', 's', 'm', 'l', 't0-appendix', 't1-appendix'; or a dict
-            with the same keys: ``embed_dim`` (int, width of stage 1, even),
-            ``depths`` (four ints), ``num_heads`` (int), ``act_cfg`` (dict).
-            Defaults to 't0'.
+        arch: Name of a variant in :attr:`arch_settings`: 't0', 't1', 't2',
+            's', 'm', 'l', 't0-appendix', 't1-appendix'; or a dict with the
+            same keys: ``embed_dim`` (int, width of stage 1, even), ``depths``
+            (four ints), ``num_heads`` (int), ``act_cfg`` (dict). Defaults to
+            't0'.
         in_channels: Channels of the image. Defaults to 3.
-        split_ratio: Part of the channels that is
-            convolved, in (0, 1]: one for all blocks, or one a block; what a
-            learned one starts at. Defaults to 1/4.
-        out_indices: Stages whose maps are returned, 0-3
-            or, from the end, -4 to -1. Defaults to (3, ).
-        out_norm: Whether each returned map goes through a
-            norm of its own, ``norm{i}``. None: if more than one map is
-            returned, which is dense prediction; the paper's classifier has
-            none. Defaults to None.
-        frozen_stages: Stages that do not learn: -1 none, 0 the stem,
-            1-4 also stages 1 to that one with their output norms. Their norms
-            stay in evaluation mode. Defaults to -1.
-        norm_cfg: Norm of all layers but the attention's. Defaults to
+        split_ratio: Fraction of the channels that is convolved, in (0, 1]:
+            one for all blocks, or one per block. A learned ratio starts at
+            it. Defaults to 1/4.
+        out_indices: Stages whose feature maps are returned, 0-3 or, from the
+            end, -4 to -1. Defaults to (3, ).
+        out_norm: Whether each returned feature map goes through a norm of its
+            own, ``norm{i}``. None: if more than one is returned, which is
+            dense prediction; the paper's classifier has none. Defaults to
+            None.
+        frozen_stages: Stages that do not learn: -1 none, 0 the stem, 1-4 also
+            stages 1 to that one with their output norms. Their norms stay in
+            evaluation mode. Defaults to -1.
+        norm_cfg: Norm of all layers except the attention's. Defaults to
             ``dict(type='BN')``.
-        act_cfg: Activation; None for the variant's own.
-            Defaults to None.
-        drop_path_rate: Stochastic depth of the last block, growing
-            linearly from 0 at the first. Defaults to 0.
-        layer_scale_init_value: Initial layer scale; 0 for none.
-            Defaults to 0.
-        attn_drop_rate: Dropout of PAT_sf's attention weights. Defaults
-            to 0.
-        proj_drop_rate: Dropout after PAT_sf's projection. Defaults to
-            0.
-        token_mixers: Token mixer of all stages or of
-            each: 'pat_ch', 'pat_sf', or, for the paper's ablations, 'full_ch',
-            'full_sf', 'partial_conv', 'conv', 'depthwise_conv' (Tables 3, 4, 6
-            and 13), or, to learn the split ratios, 'dpconv', 'dpconv_ch' (Sec.
-            3.2). Defaults to ('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf').
-        gate: Gate of the channel attention: 'gaussian', 'srm' or 'se'
-            (Table 12). Defaults to 'gaussian'.
-        spatial_attention: What follows each MLP: 'partial' for PAT_sp,
-            'full' for its form over all channels (Table 3), 'none' (Table 4).
+        act_cfg: Activation; None for that of the variant. Defaults to None.
+        drop_path_rate: Stochastic depth of the last block, growing linearly
+            from 0 at the first. Defaults to 0.
+        layer_scale_init_value: Initial layer scale; 0 for none. Defaults to 0.
+        attn_drop_rate: Dropout of PAT_sf's attention weights. Defaults to 0.
+        proj_drop_rate: Dropout after PAT_sf's projection. Defaults to 0.
+        token_mixers: Token mixer of all stages or of each: 'pat_ch', 'pat_sf';
+            for the paper's ablations 'full_ch', 'full_sf', 'partial_conv',
+            'conv', 'depthwise_conv' (Tables 3, 4, 6 and 13); to learn the
+            split ratios 'dpconv', 'dpconv_ch' (Sec. 3.2); or the config of a
+            registered layer, see :func:`build_token_mixer`. Defaults to
+            ('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf').
+        gate: Gate of the channel attention: 'gaussian', 'srm' or 'se' (Table
+            12), 'eca', 'cbam', or the config of a registered gate, see
+            :func:`build_gate`. Defaults to 'gaussian'.
+        spatial_attention: What follows each MLP: 'partial' for PAT_sp, 'full'
+            for its form over all channels (Table 3), 'none' (Table 4).
             Defaults to 'partial'.
-        norm_eval: Whether batch norms stay in evaluation mode while
-            training, as for 2 images a GPU. Defaults to False.
-        with_cp: Whether blocks are computed twice to save memory in
-            training. Defaults to False.
-        deploy: Whether to build the merged form, for checkpoints
+        norm_eval: Whether batch norms stay in evaluation mode while training,
+            as for 2 images per GPU. Defaults to False.
+        with_cp: Whether blocks are computed twice to save memory in training.
+            Defaults to False.
+        deploy: Whether to merge the network when it is built, for checkpoints
             written after :meth:`switch_to_deploy`. Defaults to False.
-        init_cfg: Initialization; None for a
-            truncated normal of std 0.02. ``dict(type='Pretrained',
-            checkpoint=..., prefix='backbone.')`` loads a checkpoint and raises
-            if less than 90 % of the backbone arrives. Defaults to None.
+        init_cfg: Initialization; None for a truncated normal of std 0.02.
+            ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``
+            loads a checkpoint and raises if it brings less than 90 % of the
+            backbone. Defaults to None.
 
     Raises:
         ValueError: If an argument is outside its range, or a name unknown.
         TypeError: If an argument is unknown.
+        KeyError: If a layer's type is not registered.
     """
 
     arch_settings: dict[str, dict] = {
@@ -374,7 +373,7 @@ class PartialNet(BaseModule):
             load_pretrained(self, **self.pretrained)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
-        # A mixer that learns its ratio has tensors of all channels: of these, others would take what fits by chance.
+        # A mixer that learns its ratio has tensors of all channels, of which another would take those that fit by chance.
         own = searched_layers(self.state_dict())
         foreign = [name for name in searched_layers(state_dict)
                    if name.startswith(f'{prefix}stages.') and name[len(prefix):] not in own]
@@ -421,9 +420,9 @@ class PartialNet(BaseModule):
                 to ''.
 
         Returns:
-            tuple[int, int]: The layer's index and the number of layers: the
-            stem is 0, each block is a layer, and a merging layer belongs to
-            the block after it.
+            The layer's index and the number of layers: the stem is 0, each
+            block is a layer, and a merging layer belongs to the block after
+            it.
         """
         num_layers = sum(self.depths) + 2
         name = param_name[len(prefix):]
