@@ -373,7 +373,7 @@ class PartialNet(BaseModule):
             load_pretrained(self, **self.pretrained)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
-        # A mixer that learns its ratio has tensors of all channels, of which another would take those that fit by chance.
+        # A mixer that learns its ratio has tensors of all channels; another mixer would take those that fit by chance.
         own = searched_layers(self.state_dict())
         foreign = [name for name in searched_layers(state_dict)
                    if name.startswith(f'{prefix}stages.') and name[len(prefix):] not in own]
