@@ -95,7 +95,12 @@ def is_starting_doctor() -> bool:
 def _missing_ops(owners: dict[str, dict[str, str]]) -> str | None:
     """mmdet and mmseg need mmcv's compiled ops; the backbone and mmpretrain do not."""
     users = [module for module in ('mmdet', 'mmseg') if owners[module]]
-    if not users or not owners['mmcv'] or importlib.util.find_spec('mmcv._ext') is not None:
+    if not users or not owners['mmcv']:
+        return None
+    try:
+        if importlib.util.find_spec('mmcv._ext') is not None:
+            return None
+    except Exception:  # Python imports mmcv to find it; the doctor reports an mmcv that does not import
         return None
     (distribution, version), *_ = owners['mmcv'].items()
     full = distribution.replace('-lite', '')
