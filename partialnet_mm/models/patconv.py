@@ -176,10 +176,8 @@ class MergedChannelAttention(nn.Module):
         if self.attend_all:
             x = torch.cat((self.conv(convolved), attended), dim=1)
             return x * self.gate(x)
-        # One pass over all channels, and the convolved ones are written into it: quicker than to join both.
-        out = x * F.pad(self.gate(attended), (0, 0, 0, 0, convolved.shape[1], 0))
-        out.narrow(1, 0, convolved.shape[1]).copy_(self.conv(convolved))
-        return out
+        convolved = self.conv(convolved).contiguous(memory_format=torch.channels_last)
+        return torch.cat((convolved, attended * self.gate(attended)), dim=1)
 
 
 def merged_gate(gate: nn.Module) -> nn.Module:
@@ -363,8 +361,9 @@ class MergedSpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C + 1, H, W), whose last channel is the logit of the gate, to (B, C, H, W)."""
         # With the channels last: torch.export does not follow other strides of a slice in symbolic sizes.
-        pixels, channels = x.permute(0, 2, 3, 1), x.shape[1] - 1
-        # In place, as nothing else needs the output of the convolution; the gradient needs the logit as it was.
-        gate = F.hardsigmoid(pixels.narrow(3, channels, 1).clone())
-        pixels.narrow(3, 0, self.shift.shape[1]).mul_(gate).add_(self.shift.flatten())
-        return pixels.narrow(3, 0, channels).permute(0, 3, 1, 2)
+        pixels = x.permute(0, 2, 3, 1)
+        attended_channels = self.shift.shape[1]
+        attended, rest, logit = pixels.split((attended_channels, x.shape[1] - 1 - attended_channels, 1), dim=3)
+        # Under autocast a float32 shift would make the whole feature map float32.
+        attended = torch.addcmul(self.shift.flatten().to(x.dtype), attended, F.hardsigmoid(logit))
+        return torch.cat((attended, rest), dim=3).permute(0, 3, 1, 2)
