@@ -176,8 +176,10 @@ class MergedChannelAttention(nn.Module):
         if self.attend_all:
             x = torch.cat((self.conv(convolved), attended), dim=1)
             return x * self.gate(x)
-        convolved = self.conv(convolved).contiguous(memory_format=torch.channels_last)
-        return torch.cat((convolved, attended * self.gate(attended)), dim=1)
+        # With the channels last: torch.export does not follow other strides of a slice in symbolic sizes.
+        gate = self.gate(attended).permute(0, 2, 3, 1)
+        convolved = self.conv(convolved).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        return torch.cat((convolved, attended.permute(0, 2, 3, 1) * gate), dim=3).permute(0, 3, 1, 2)
 
 
 def merged_gate(gate: nn.Module) -> nn.Module:
