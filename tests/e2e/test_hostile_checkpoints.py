@@ -17,7 +17,8 @@ from tests.helpers.hostile_runs import ENTRIES, QUICK, QUICK_RUNNERS, RUNNERS, S
 #: What a refusal says, whoever reports it.
 REASONS = ('cannot be read: ', 'does not exist', 'instead of its state dict', 'a tensor by the name',
            'truncated or damaged', 'weight is a ', 'it has no ', 'only 0 of', 'it fits 0 of', 'no PartialNet',
-           'not tensors', 'it holds no search', 'is of no search', 'holds no tensors', 'it is damaged')
+           'not tensors', 'it holds no search', 'is of no search', 'holds no tensors', 'it is damaged',
+           'it is a folder', 'it is not a regular file', ': it does not exist')
 
 
 def run_all(folder, extent):
