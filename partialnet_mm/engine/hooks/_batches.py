@@ -10,7 +10,28 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 
-class NumberedBatches:
+class WrappedBatches:
+    """A batch sampler around another one, which stays visible as mmengine needs it."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+        self.first = 0
+
+    @property
+    def sampler(self) -> Any:
+        """Draws the order: mmengine sets its epoch, and checkpoints keep its seed."""
+        return getattr(self.batches, 'sampler', None)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images per batch, None if they are not known."""
+        return getattr(self.batches, 'batch_size', None)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class NumberedBatches(WrappedBatches):
     """Batches of another batch sampler, counted over the whole training.
 
     Args:
@@ -26,21 +47,10 @@ class NumberedBatches:
     """
 
     def __init__(self, batches: Any, seed: str | None, by_epoch: bool) -> None:
-        self.batches = batches
+        super().__init__(batches)
         self.seed = seed
         self.by_epoch = by_epoch
-        self.first = 0
         self.skip = 0
-
-    @property
-    def sampler(self) -> Any:
-        """Draws the order: mmengine sets its epoch, and checkpoints keep its seed."""
-        return getattr(self.batches, 'sampler', None)
-
-    @property
-    def batch_size(self) -> int | None:
-        """Images per batch, None if they are not known."""
-        return getattr(self.batches, 'batch_size', None)
 
     def __len__(self) -> int:
         return len(self.batches) - (self.skip if self.by_epoch else 0)

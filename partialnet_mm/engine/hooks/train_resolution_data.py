@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ._batches import loader_like
+from ._batches import WrappedBatches, loader_like
 
 
-class ResolutionBatchSampler:
+class ResolutionBatchSampler(WrappedBatches):
     """Batches of another batch sampler, with the side of the batch beside each index.
 
     Args:
@@ -21,22 +21,8 @@ class ResolutionBatchSampler:
     """
 
     def __init__(self, batches: Any, size_at: Callable[[int], int]) -> None:
-        self.batches = batches
+        super().__init__(batches)
         self.size_at = size_at
-        self.first = 0
-
-    @property
-    def sampler(self) -> Any:
-        """Draws the order: mmengine sets its epoch, and checkpoints keep its seed."""
-        return getattr(self.batches, 'sampler', None)
-
-    @property
-    def batch_size(self) -> int | None:
-        """Images per batch, None if they are not known."""
-        return getattr(self.batches, 'batch_size', None)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first, done = self.first, 0
