@@ -133,7 +133,7 @@ def prepare(folder: Path) -> tuple[Path, dict[str, Path]]:
     (folder / 'plain.py').write_text(f"_base_ = '{config}'\n" + PLAIN_HOOKS)
     (folder / 'training').mkdir()
     done = forked(Entry('tools/train.py', train()), folder / 'training', config, folder / 'none')
-    healthy = dict(trained=folder / 'training/work/epoch_1.pth', official=folder / 'official.pth',
+    healthy = dict(trained=folder / 'training' / 'work' / 'epoch_1.pth', official=folder / 'official.pth',
                    search=folder / 'search.pth')
     if not healthy['trained'].exists():
         raise RuntimeError(f'the training that makes a healthy checkpoint failed: {done}')

@@ -117,10 +117,9 @@ class CrashSafeCheckpointHook(CheckpointHook):
         """Locks the folders, and points mmengine's resume to the newest checkpoint that loads whole.
 
         Raises:
-            ValueError: If the checkpoint that ``load_from`` names cannot be
-                resumed from.
-            RuntimeError: If none of the checkpoints in the work directory can,
-                or another training uses this directory.
+            ResumeError: If the checkpoint that ``load_from`` names, or none in
+                the work directory, can be resumed from, or another training
+                uses this directory.
         """
         self._trains = isinstance(runner._train_loop, BaseLoop)  # for a validation or a test it is not built
         folder = self._folder(runner)
@@ -209,7 +208,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
             reasons = [f'- {path}: {reason}' for path, reason in choice.skipped]
             reasons += [f'- {path}: it is of another training' for path in choice.left]
             raise ResumeError(f'none of the checkpoints in {folder!r} can be resumed from:\n' + '\n'.join(reasons) +
-                               '\nTo start anew, use another work directory or leave out --resume')
+                              '\nTo start anew, use another work directory or leave out --resume')
         runner.logger.info(f'nothing to resume in {folder!r} ({self.filename_tmpl}): training starts anew')
         if os.path.lexists(pointer):
             os.remove(pointer)
