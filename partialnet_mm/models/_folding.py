@@ -12,6 +12,11 @@ from torch import Tensor, nn
 Affine = tuple[Tensor, Tensor]
 
 
+def local_norm(norm_cfg: dict) -> dict:
+    """The norm of a network that is merged when it is built: a SyncBN would have to gather statistics first."""
+    return dict(norm_cfg, type='BN') if norm_cfg.get('type') == 'SyncBN' else norm_cfg
+
+
 def norm_affine(norm: nn.Module, name: str, channels: int, device: torch.device | str = 'cpu') -> Affine:
     """What a batch norm computes at inference: ``scale * x + shift``.
 

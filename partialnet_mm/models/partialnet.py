@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..checkpoint.pretrained import load_pretrained, pretrained_cfg
 from ._arguments import named_arguments
 from ._checks import check_backbone
-from ._folding import conv_of, fold_after, norm_affine, require_plain, weight_and_bias
+from ._folding import conv_of, fold_after, local_norm, norm_affine, require_plain, weight_and_bias
 from ._layers import checkpointed, normalize
 from .dpconv.fixed_ratios import searched_layers
 from .merged_block import MergedBlock
@@ -275,8 +275,8 @@ class PartialNet(BaseModule):
             frozen_stages=frozen_stages, token_mixers=token_mixers, gate=gate, spatial_attention=spatial_attention,
             drop_path_rate=drop_path_rate, attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate,
             layer_scale_init_value=layer_scale_init_value)
-        if deploy and norm_cfg.get('type') == 'SyncBN':
-            norm_cfg = dict(norm_cfg, type='BN')  # what is merged at once need not gather statistics
+        if deploy:
+            norm_cfg = local_norm(norm_cfg)
         self.arch = arch
         self.in_channels = in_channels
         self.out_indices = checked.out_indices

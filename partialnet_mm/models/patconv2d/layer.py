@@ -13,7 +13,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
 from .._arguments import named_arguments
-from .._folding import fold_after, norm_affine, require_plain, weight_and_bias
+from .._folding import fold_after, local_norm, norm_affine, require_plain, weight_and_bias
 from .._layers import normalize
 from ..gates import GATES, build_gate
 from ..patconv import SelfAttention, merged_gate, split_channels
@@ -102,8 +102,8 @@ class PATConv2d(nn.Module):
 
         # The norm comes before the convolution: mmcv's fuse_conv_bn takes one that follows for the convolution's own.
         self.norm = self.gate = self.scale = self.shift = self.attention = None
-        if deploy and norm_cfg.get('type') == 'SyncBN':
-            norm_cfg = dict(norm_cfg, type='BN')  # what is merged at once need not gather statistics
+        if deploy:
+            norm_cfg = local_norm(norm_cfg)
         gated = attended_channels > 0 and gate not in ('self', 'none')
         if gated:
             self.norm = build_norm_layer(norm_cfg, attended_channels)[1]
