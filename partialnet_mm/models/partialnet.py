@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
@@ -18,7 +17,7 @@ from ._checks import check_backbone
 from ._folding import conv_of, fold_after, local_norm, norm_affine, require_plain, weight_and_bias
 from ._layers import checkpointed, normalize
 from .dpconv.fixed_ratios import searched_layers
-from .folded_training import folded_forward
+from ._folded_training import folded_block, folded_downsample
 from .merged_block import MergedBlock
 from .patconv import PartialSpatialAttention
 from .token_mixers import build_token_mixer
@@ -45,9 +44,7 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C_in, H, W) to (B, C_out, H // stride, W // stride)."""
         if self.train_folded:
-            with torch.autocast(x.device.type, enabled=False):
-                weight, bias = self.fold(training=True)
-            return F.conv2d(x, weight.to(self.conv.weight.dtype), bias.to(self.conv.weight.dtype), self.conv.stride)
+            return folded_downsample(self, x)
         return normalize(self.norm, self.conv(x))
 
     def fold(self, training: bool = False) -> tuple[Tensor, Tensor]:
@@ -139,7 +136,7 @@ class PartialNetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
-        mix = partial(folded_forward, self) if self.train_folded else self.mix
+        mix = partial(folded_block, self) if self.train_folded else self.mix
         if self.with_cp and self.training:
             return checkpointed(self, mix, x)
         return mix(x)

@@ -9,6 +9,7 @@ MLP and half of its output. The two functions below have backward passes of
 their own for that. They cannot be differentiated twice.
 """
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -70,17 +71,20 @@ class GatedInputConv(torch.autograd.Function):
         first, second, gate, weight = ctx.saved_tensors
         of_first, of_second = GatedInputConv.weights(first, gate, weight)
         grad = grad.contiguous(memory_format=torch.channels_last)
-        grad_first, grad_second, grad_gate = empty_map(first, first.shape[1]), None, None
-        torch.mm(rows(grad), of_first, out=rows(grad_first))
-        grad_weight = (rows(grad).t() @ rows(first)).to(weight.dtype)
-        if second is not None:
-            grad_second = empty_map(second, second.shape[1])
-            torch.bmm(rows_of_images(grad), of_second, out=rows_of_images(grad_second))
-            per_image = (rows_of_images(grad).transpose(1, 2) @ rows_of_images(second)).to(weight.dtype)
-            grad_gate = (per_image * weight[:, first.shape[1]:, 0, 0]).sum(1).to(gate.dtype).view_as(gate)
-            of_second = (per_image * gate.view(len(gate), 1, -1)).sum(0)
-            grad_weight = torch.cat((grad_weight, of_second), dim=1)
-        return grad_first, grad_second, grad_gate, grad_weight.view_as(weight), rows(grad).sum(0, dtype=weight.dtype)
+        grad_bias = rows(grad).sum(0, dtype=weight.dtype)
+        grad_of_first = (rows(grad).t() @ rows(first)).to(weight.dtype)
+        grad_inputs = empty_map(first, weight.shape[1])
+        if second is None:
+            torch.mm(rows(grad), of_first, out=rows(grad_inputs))
+            return grad_inputs, None, None, grad_of_first.view_as(weight), grad_bias
+        # One product for both inputs: narrow ones are slower.
+        of_both = torch.cat((of_first.expand(len(gate), -1, -1), of_second), dim=2)
+        torch.bmm(rows_of_images(grad), of_both, out=rows_of_images(grad_inputs))
+        of_images = (rows_of_images(grad).transpose(1, 2) @ rows_of_images(second)).to(weight.dtype)
+        grad_gate = (of_images * weight[:, first.shape[1]:, 0, 0]).sum(1).to(gate.dtype).view_as(gate)
+        grad_of_second = (of_images * gate.view(len(gate), 1, -1)).sum(0)
+        grad_weight = torch.cat((grad_of_first, grad_of_second), dim=1).view_as(weight)
+        return *grad_inputs.tensor_split((first.shape[1], ), dim=1), grad_gate, grad_weight, grad_bias
 
 
 class GatedOutputConv(torch.autograd.Function):
@@ -93,45 +97,118 @@ class GatedOutputConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor:
-        count = len(shift)
-        of_gated, of_rest = GatedOutputConv.divide(weight.flatten(1).to(x.dtype), count)
-        bias_of_gated, bias_of_rest = GatedOutputConv.divide(bias.to(x.dtype), count)
+        of_gated, of_rest, of_logit = GatedOutputConv.divide(weight.flatten(1).to(x.dtype), len(shift))
+        bias_of_gated, bias_of_rest, bias_of_logit = GatedOutputConv.divide(bias.to(x.dtype), len(shift))
         gated = torch.addmm(bias_of_gated, rows(x), of_gated.t())
-        ctx.save_for_backward(x, weight, shift, gated)
+        logit = torch.addmm(bias_of_logit, rows(x), of_logit.t())
+        ctx.save_for_backward(x, weight, shift, gated, logit)
         out = empty_map(x, len(weight) - 1)
-        torch.addcmul(shift.to(x.dtype), gated[:, :-1], hard_sigmoid(gated[:, -1:]), out=rows(out)[:, :count])
-        torch.addmm(bias_of_rest, rows(x), of_rest.t(), out=rows(out)[:, count:])
+        torch.addcmul(shift.to(x.dtype), gated, hard_sigmoid(logit), out=rows(out)[:, :len(shift)])
+        torch.addmm(bias_of_rest, rows(x), of_rest.t(), out=rows(out)[:, len(shift):])
         return out
 
     @staticmethod
-    def divide(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Values of the gated channels and, after them, of the logit; and those of the other channels."""
-        return torch.cat((values[:count], values[-1:])), values[count:-1]
+    def divide(values: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Values of the gated channels, of the other channels and of the logit."""
+        return values.split((count, len(values) - 1 - count, 1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
-        x, weight, shift, gated = ctx.saved_tensors
-        of_gated, of_rest = GatedOutputConv.divide(weight.flatten(1).to(x.dtype), len(shift))
-        grad_gated_out, grad_rest = rows(grad.contiguous(memory_format=torch.channels_last)).tensor_split(
-            (len(shift), ), dim=1)
-        logit, grad_gated = gated[:, -1:], torch.empty_like(gated)
-        torch.mul(grad_gated_out, hard_sigmoid(logit), out=grad_gated[:, :-1])
+        x, weight, shift, gated, logit = ctx.saved_tensors
+        of_gated, of_rest, of_logit = GatedOutputConv.divide(weight.flatten(1).to(x.dtype), len(shift))
+        grad = rows(grad.contiguous(memory_format=torch.channels_last))
+        grad_shifted, grad_rest = grad.tensor_split((len(shift), ), dim=1)
+        # Gated channels and logit side by side, for one product.
+        grad_gated = grad.new_empty(len(grad), len(shift) + 1)
+        torch.mul(grad_shifted, hard_sigmoid(logit), out=grad_gated[:, :-1])
         slope = ((logit > -3) & (logit < 3)).to(logit.dtype) / 6
-        grad_gated[:, -1:] = (grad_gated_out * gated[:, :-1]).sum(1, keepdim=True) * slope
+        torch.mul((grad_shifted * gated).sum(1, keepdim=True), slope, out=grad_gated[:, -1:])
         grad_x = empty_map(x, x.shape[1])
         torch.mm(grad_rest, of_rest, out=rows(grad_x))
-        rows(grad_x).addmm_(grad_gated, of_gated)
+        rows(grad_x).addmm_(grad_gated, torch.cat((of_gated, of_logit)))
 
         def join(of_gated: Tensor, of_rest: Tensor) -> Tensor:
             return torch.cat((of_gated[:-1], of_rest, of_gated[-1:])).to(weight.dtype)
 
         grad_weight = join(grad_gated.t() @ rows(x), grad_rest.t() @ rows(x)).view_as(weight)
         grad_bias = join(grad_gated.sum(0, dtype=weight.dtype), grad_rest.sum(0, dtype=weight.dtype))
-        return grad_x, grad_weight, grad_bias, grad_gated_out.sum(0, dtype=shift.dtype)
+        return grad_x, grad_weight, grad_bias, grad_shifted.sum(0, dtype=shift.dtype)
 
 
-def folded_forward(block: nn.Module, x: Tensor) -> Tensor:
+class PatchConv(torch.autograd.Function):
+    """Convolution with kernel = stride, as a matrix product over its patches, which are not kept.
+
+    Inputs: (B, C_in, H, W); weight (C_out, C_in, S, S); bias (C_out, ).
+    Output: (B, C_out, H // S, W // S) in ``channels_last``.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        stride = weight.shape[2]
+        out = torch.empty(len(x), len(weight), x.shape[2] // stride, x.shape[3] // stride, dtype=x.dtype,
+                          device=x.device, memory_format=torch.channels_last)
+        torch.addmm(bias.to(x.dtype), PatchConv.patches(x, stride).reshape(len(rows(out)), -1),
+                    PatchConv.matrix(weight).to(x.dtype).t(), out=rows(out))
+        return out
+
+    @staticmethod
+    def patches(x: Tensor, stride: int) -> Tensor:
+        """The whole patches as a view, (B, H // S, W // S, S, S, C)."""
+        height, width = x.shape[2] // stride, x.shape[3] // stride
+        x = x[:, :, :height * stride, :width * stride].permute(0, 2, 3, 1)
+        return x.unflatten(2, (width, stride)).unflatten(1, (height, stride)).transpose(2, 3)
+
+    @staticmethod
+    def matrix(weight: Tensor) -> Tensor:
+        """(C_out, S * S * C_in), in the order of a patch."""
+        return weight.permute(0, 2, 3, 1).flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        stride = weight.shape[2]
+        grad = rows(grad.contiguous(memory_format=torch.channels_last))
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.zeros_like(x)
+            patches = PatchConv.patches(grad_x, stride)
+            patches.copy_((grad @ PatchConv.matrix(weight).to(x.dtype)).view(patches.shape))
+        grad_weight = grad.t() @ PatchConv.patches(x, stride).reshape(len(grad), -1)
+        grad_weight = grad_weight.to(weight.dtype).view(len(weight), stride, stride, -1).permute(0, 3, 1, 2)
+        return grad_x, grad_weight, grad.sum(0, dtype=weight.dtype)
+
+
+def for_products(x: Tensor) -> Tensor:
+    """A feature map in ``channels_last``, and in the dtype in which autocast multiplies matrices."""
+    dtype = F.linear(x.new_empty(0, 1), x.new_empty(1, 1)).dtype
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def folded_downsample(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a :class:`Downsample` computes, its norm in evaluation mode, as one convolution.
+
+    Args:
+        layer: The layer.
+        x: (B, C_in, H, W).
+
+    Returns:
+        (B, C_out, H // stride, W // stride), in ``channels_last``.
+
+    Raises:
+        TypeError: If its norm is no batch norm, or something sits on one of
+            its children.
+        ValueError: If its norm is in training mode, or has no running
+            statistics.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        weight, bias = layer.fold(training=True)
+    return PatchConv.apply(for_products(x), weight, bias)
+
+
+def folded_block(block: nn.Module, x: Tensor) -> Tensor:
     """What a trained block computes, its batch norms in evaluation mode, in the folded form.
 
     The activation, stochastic depth and the token mixer, of PAT_ch its
@@ -152,21 +229,23 @@ def folded_forward(block: nn.Module, x: Tensor) -> Tensor:
     """
     x = x.contiguous(memory_format=torch.channels_last)
     mixer, affine, attended, gate = block.token_mixer, None, None, None
+    divides = isinstance(mixer, PartialChannelAttention) and mixer.norm is not None and not mixer.attend_all
     with torch.autocast(x.device.type, enabled=False):
-        if splits := isinstance(mixer, PartialChannelAttention) and mixer.norm is not None and not mixer.attend_all:
+        if divides:
             require_no_hooks(mixer, 'token_mixer')
             affine = mixer.output_affine(training=True)
         folded = fold_mlp(block, affine, training=True)
-    if splits:
+    if divides:
         mixed, attended, gate = mixer.convolve_and_gate(x)
-        attended = attended.to(mixed.dtype)
     else:
         mixed = mixer(x)
         if block.mixer_residual:
             x = mixed = x + mixed
-    mixed = mixed.contiguous(memory_format=torch.channels_last)
+    mixed = for_products(mixed)
+    if divides:
+        attended = attended.to(mixed.dtype)
     hidden = GatedInputConv.apply(mixed, attended, gate, folded.weight1, folded.bias1)
-    hidden = block.mlp.act(hidden).contiguous(memory_format=torch.channels_last)
+    hidden = for_products(block.mlp.act(hidden))
     if folded.shift is None:
         out = GatedInputConv.apply(hidden, None, None, folded.weight2, folded.bias2)
     else:
