@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..checkpoint.pretrained import load_pretrained, pretrained_cfg
 from ._arguments import named_arguments
 from ._checks import check_backbone
+from ._folded_training import folded_block, folded_downsample
 from ._folding import conv_of, fold_after, local_norm, norm_affine, require_plain, weight_and_bias
 from ._layers import checkpointed, normalize
 from .dpconv.fixed_ratios import searched_layers
-from ._folded_training import folded_block, folded_downsample
 from .merged_block import MergedBlock
 from .patconv import PartialSpatialAttention
 from .token_mixers import build_token_mixer
@@ -329,6 +329,9 @@ class PartialNet(BaseModule):
         for i in self.out_indices:
             norm = build_norm_layer(norm_cfg, self.channels[i])[1] if out_norm else nn.Identity()
             self.add_module(f'norm{i}', norm)
+        if train_folded and not isinstance(self.downsample_layers[0].norm, _BatchNorm):
+            raise ValueError(f'train_folded=True needs batch norms, got norm_cfg={norm_cfg!r}: other norms depend on '
+                             'their input and cannot be folded')
         if deploy:
             self._merge()
         self._freeze_stages()
