@@ -2,8 +2,10 @@
 """Training in the folded form: the network, its weights and its gradients are those of the plain form."""
 import copy
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.autograd import gradcheck
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,6 +14,7 @@ from partialnet_mm.analysis.measure import kept_memory
 from partialnet_mm.models import MergedBlock, PartialNet
 from partialnet_mm.models._folded_training import GatedInputConv, GatedOutputConv, PatchConv
 from partialnet_mm.models.merged_block import fold_mlp
+from tests.helpers.coco_data import REAL
 from tests.helpers.networks import ALL, relative_error
 
 
@@ -269,3 +272,31 @@ def test_gradients_of_patch_conv(stride, size, channels_last):
     x, weight, bias = maps(2, 3, *size, channels_last=channels_last), weights(4, 3, stride, stride), weights(4)
     torch.testing.assert_close(PatchConv.apply(x, weight, bias), nn.functional.conv2d(x, weight, bias, stride))
     assert gradcheck(PatchConv.apply, (x, weight, bias))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason=f'{REAL} is missing')
+def test_losses_on_photographs(tiny_arch):
+    """50 steps of SGD on photographs give the same losses, to the rounding of float32."""
+    paths = sorted((REAL / 'images').glob('*.jpg'))[:10]
+    arrays = [np.array(Image.open(path).convert('RGB').resize((160, 128))) for path in paths]
+    images = (torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() - 118) / 57
+    losses = []
+    for train_folded in (False, True):
+        torch.manual_seed(0)
+        model = PartialNet(tiny_arch, out_indices=(3, ), norm_eval=True, train_folded=train_folded)
+        model.init_weights()
+        head = nn.Linear(128, len(images))
+        model.train()
+        optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.05, momentum=0.9)
+        losses.append([])
+        for step in range(50):
+            batch = [(2 * step + i) % len(images) for i in range(2)]
+            loss = nn.functional.cross_entropy(head(model(images[batch])[0].mean((2, 3))), torch.tensor(batch))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.detach())
+    plain, folded = map(torch.stack, losses)
+    assert plain[-10:].mean() < plain[:10].mean()
+    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
