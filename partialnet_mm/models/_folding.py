@@ -1,14 +1,20 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The algebra of batch norms: folding them into the convolutions beside them.
 
-All functions work on tensors in float64, keep gradients, and change nothing.
-Double precision keeps products of several folded layers exact to float32.
+All functions are differentiable, and change nothing. They serve two callers:
+
+- Merging a trained network computes once, in float64, which keeps products of
+  several folded layers exact to float32.
+- A step of training in the folded form (``training=True``) computes in the
+  dtype of the parameters, float32 or higher.
 """
 import torch
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
-#: Scale and shift of each channel, float64, (C, ).
+from ._layers import GlobalConv2d, PointwiseConv2d
+
+#: Scale and shift of each channel, (C, ).
 Affine = tuple[Tensor, Tensor]
 
 
@@ -17,7 +23,8 @@ def local_norm(norm_cfg: dict) -> dict:
     return dict(norm_cfg, type='BN') if norm_cfg.get('type') == 'SyncBN' else norm_cfg
 
 
-def norm_affine(norm: nn.Module, name: str, channels: int, device: torch.device | str = 'cpu') -> Affine:
+def norm_affine(norm: nn.Module, name: str, channels: int, device: torch.device | str = 'cpu',
+                training: bool = False) -> Affine:
     """What a batch norm computes at inference: ``scale * x + shift``.
 
     Args:
@@ -26,17 +33,20 @@ def norm_affine(norm: nn.Module, name: str, channels: int, device: torch.device 
         name: How error messages call it.
         channels: Channels of its input.
         device: Where to make the affine of an identity. Defaults to 'cpu'.
+        training: Whether it is for one step of training. Defaults to False.
 
     Returns:
-        Scale and shift, float64, (C, ) each.
+        Scale and shift, (C, ) each.
 
     Raises:
-        TypeError: If the norm is neither.
-        ValueError: If it has no running statistics, or is a SyncBN that has
-            never gathered any.
+        TypeError: If the norm is neither, or has hooks.
+        ValueError: If it has no running statistics; at merging, if it is a
+            SyncBN that has never gathered any; in training, if it is in
+            training mode.
     """
+    require_no_hooks(norm, name)
     if isinstance(norm, nn.Identity):
-        one = torch.ones(channels, dtype=torch.float64, device=device)
+        one = torch.ones(channels, dtype=torch.float32 if training else torch.float64, device=device)
         return one, torch.zeros_like(one)
     if not isinstance(norm, _BatchNorm):
         raise TypeError(f'{name} is a {type(norm).__name__}, which depends on its input at inference and cannot be '
@@ -44,21 +54,29 @@ def norm_affine(norm: nn.Module, name: str, channels: int, device: torch.device 
     if norm.running_mean is None:
         raise ValueError(f'{name} is a {type(norm).__name__} with track_running_stats=False: without running '
                          'statistics it cannot be folded')
-    if isinstance(norm, nn.SyncBatchNorm) and not norm.num_batches_tracked:
+    if training and norm.training:
+        raise ValueError(f'{name} is in training mode, where it normalizes by its batch and cannot be folded: '
+                         'train_folded=True needs the batch norms as norm_eval=True sets them')
+    if not training and isinstance(norm, nn.SyncBatchNorm) and not norm.num_batches_tracked:
         raise ValueError(f'{name} is a SyncBatchNorm that has seen no batch: load the trained checkpoint before '
                          'merging, its statistics were never gathered')
-    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-    shift = -norm.running_mean.double() * scale
-    if norm.affine:
-        scale = scale * norm.weight.double()
-        shift = shift * norm.weight.double() + norm.bias.double()
-    return scale, shift
+    mean, variance = _precise(norm.running_mean, training), _precise(norm.running_var, training)
+    scale = torch.rsqrt(variance + norm.eps)
+    if not norm.affine:
+        return scale, -mean * scale
+    scale = scale * _precise(norm.weight, training)
+    return scale, _precise(norm.bias, training) - mean * scale
 
 
-def weight_and_bias(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution, float64; zeros where it has no bias."""
-    weight = conv.weight.double()
-    return weight, weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
+def _precise(tensor: Tensor, training: bool) -> Tensor:
+    """A tensor in the dtype of the algebra."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32) if training else torch.float64)
+
+
+def weight_and_bias(conv: nn.Conv2d, training: bool = False) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution, in the dtype of the algebra; zeros where it has no bias."""
+    weight = _precise(conv.weight, training)
+    return weight, weight.new_zeros(len(weight)) if conv.bias is None else _precise(conv.bias, training)
 
 
 def fold_after(weight: Tensor, bias: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
@@ -100,23 +118,40 @@ def conv_of(layer_type: type[nn.Conv2d], like: nn.Conv2d, weight: Tensor, bias: 
 
 
 def require_plain(layer: nn.Module, name: str) -> nn.Conv2d:
-    """Refuses a convolution that something sits on, which its merged form would leave out.
+    """Refuses a convolution that something sits on, which its folded form would leave out.
 
     Args:
-        layer: What was built as a convolution.
+        layer: What was built as a convolution. Parametrizations of its weight
+            are no obstacle: they act whenever the weight is read.
         name: How error messages call it.
 
     Returns:
         The layer.
 
     Raises:
-        TypeError: If it was replaced by an adapter or quantized, or has
-            forward hooks.
+        TypeError: If it was replaced by an adapter or quantized, computes
+            otherwise than a convolution, or has hooks.
     """
-    if not isinstance(layer, nn.Conv2d):
-        raise TypeError(f'{name} is a {type(layer).__name__}: switch_to_deploy() of PartialNet folds plain '
-                        'convolutions; merge or remove what wraps this one first')
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        raise TypeError(f'{name} has forward hooks, which switch_to_deploy() of PartialNet would leave out: remove '
-                        'them first (a pruned layer by torch.nn.utils.prune.remove)')
+    forward = getattr(layer.forward, '__func__', None)
+    if not isinstance(layer, nn.Conv2d) or forward not in (
+            nn.Conv2d.forward, PointwiseConv2d.forward, GlobalConv2d.forward):
+        raise TypeError(f'{name} is a {type(layer).__name__}: PartialNet folds plain convolutions, in '
+                        'switch_to_deploy() and with train_folded=True; merge or remove what wraps this one first')
+    require_no_hooks(layer, name)
     return layer
+
+
+def require_no_hooks(module: nn.Module, name: str) -> None:
+    """Refuses a module whose hooks would be left out, because what it computes is folded into another.
+
+    Args:
+        module: Any module.
+        name: How error messages call it.
+
+    Raises:
+        TypeError: If it has forward or backward hooks.
+    """
+    if (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+            or module._backward_pre_hooks):
+        raise TypeError(f'{name} has hooks, which its folded form would leave out: remove them first (a pruned layer '
+                        'by torch.nn.utils.prune.remove), or train with train_folded=False')

@@ -34,6 +34,11 @@ class GlobalConv2d(nn.Conv2d):
         return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
 
 
+def hard_sigmoid(x: Tensor) -> Tensor:
+    """``F.hardsigmoid``, by operators that have a second derivative, which that one does not have on a CPU."""
+    return F.relu6(x + 3) / 6
+
+
 def normalize(norm: nn.Module, x: Tensor) -> Tensor:
     """Applies a norm; a batch norm that gets one value per channel uses its running statistics.
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from ._arguments import build_with
 from ._folding import conv_of, fold_after, norm_affine, require_plain, weight_and_bias
-from ._layers import GlobalConv2d, normalize
+from ._layers import GlobalConv2d, hard_sigmoid, normalize
 
 #: Short names of the gates, the paper's own first.
 GATES = dict(gaussian='GaussianGate', srm='SRMGate', se='SEGate', eca='ECAGate', cbam='CBAMGate')
@@ -44,6 +45,45 @@ def build_gate(gate: str | dict, channels: int, norm_cfg: dict = dict(type='BN')
     return build_with(gate, dict(channels=channels), dict(norm_cfg=norm_cfg))
 
 
+def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation of each channel, by passes that are vectorized on a CPU.
+
+    Args:
+        x: (B, C, H, W), quickest in ``channels_last``.
+
+    Returns:
+        (B, C) each, float32 for an input of half precision. The deviation of
+        a single pixel is 0.
+    """
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+    if x.dtype in (torch.float16, torch.bfloat16):
+        pixels = pixels.float()
+    mean = pixels.mean(1, keepdim=True)
+    variance = (pixels - mean).square().sum(1) / max(pixels.shape[1] - 1, 1)
+    # The root of 0 has no gradient.
+    return mean.squeeze(1), variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+
+
+class MeanAndDeviation(torch.autograd.Function):
+    """:func:`mean_and_deviation` for training: of the feature maps, only the input is kept for the backward pass."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(mean_and_deviation)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, *output)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_mean: Tensor, grad_std: Tensor) -> Tensor:
+        x, mean, std = ctx.saved_tensors
+        count = x.shape[2] * x.shape[3]
+        least = 2 * torch.finfo(std.dtype).tiny**0.5
+        slope = torch.where(std > least, grad_std / std.clamp_min(least), 0) / max(count - 1, 1)
+        shift, mean, slope = (values.to(x.dtype)[:, :, None, None] for values in (grad_mean / count, mean, slope))
+        return torch.addcmul(shift, x - mean, slope)
+
+
 class _StatisticsGate(nn.Module):
     """Gates from a convolution of kernel (1, 2) over each channel's mean and deviation, a norm and a Hard-Sigmoid."""
 
@@ -55,10 +95,10 @@ class _StatisticsGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
-        # A feature map of one pixel has no deviation: with the usual correction it would be NaN.
-        std, mean = torch.std_mean(x, dim=(2, 3), correction=int(x.shape[2] * x.shape[3] > 1))
-        statistics = torch.stack((mean, std), dim=-1).unsqueeze(2)
-        return F.hardsigmoid(normalize(self.norm, self.conv(statistics)))
+        # In evaluation mode plain operators, which exporters follow.
+        mean_and_std = MeanAndDeviation.apply(x) if self.training else mean_and_deviation(x)
+        statistics = torch.stack(mean_and_std, dim=2).to(x.dtype)
+        return hard_sigmoid(normalize(self.norm, self.conv(statistics.unsqueeze(2))))
 
     def merged(self) -> nn.Module:
         """The inference form, with the norm folded into the convolution."""
@@ -81,16 +121,7 @@ class MergedStatisticsGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
-        # std_mean in passes that are vectorized on a CPU, and as precise in half precision. They need memory for one
-        # more feature map, so the trained gate has the other form.
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-        if x.dtype in (torch.float16, torch.bfloat16):
-            pixels = pixels.float()
-        mean = pixels.mean(1, keepdim=True)
-        variance = (pixels - mean).square().sum(1, keepdim=True) / max(pixels.shape[1] - 1, 1)
-        # The root of 0 has no gradient.
-        std = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
-        statistics = torch.cat((mean, std), dim=1).transpose(1, 2).to(x.dtype)
+        statistics = torch.stack(mean_and_deviation(x), dim=2).to(x.dtype)
         return F.hardsigmoid(self.conv(statistics.unsqueeze(2)))
 
 

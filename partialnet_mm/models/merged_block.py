@@ -1,13 +1,71 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The inference form: one block for all variants, and the merging of whole models."""
 from collections import OrderedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ._folding import conv_of, fold_after, fold_before, norm_affine, require_plain, weight_and_bias
+from ._folding import (
+    Affine,
+    conv_of,
+    fold_after,
+    fold_before,
+    norm_affine,
+    require_no_hooks,
+    require_plain,
+    weight_and_bias,
+)
 from ._layers import PointwiseConv2d
 from .patconv import MergedSpatialAttention
+
+
+class FoldedMLP(NamedTuple):
+    """The two 1x1 convolutions of a merged block, and what its spatial attention adds after its gate."""
+
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+    shift: Tensor | None
+
+
+def fold_mlp(block: nn.Module, mixer_affine: Affine | None, training: bool = False) -> FoldedMLP:
+    """Folds all around the MLP of a block into its two convolutions: norms, PAT_sp and layer scale.
+
+    Differentiable in the parameters of the block. Merging stores the result;
+    training in the folded form computes it again at each step.
+
+    Args:
+        block: The trained :class:`PartialNetBlock`.
+        mixer_affine: Scale and shift that the token mixer leaves out, or None.
+        training: Whether it is for one step of training. Defaults to False.
+
+    Returns:
+        Weights (2C, C, 1, 1) and (C + 1, 2C, 1, 1), whose last row is PAT_sp's
+        logit; without PAT_sp (C, 2C, 1, 1), and no shift.
+
+    Raises:
+        TypeError: If a norm is no batch norm, or something sits on a layer
+            that is folded.
+        ValueError: If a norm has no running statistics.
+    """
+    mlp, attention = block.mlp, block.spatial_attention
+    require_no_hooks(mlp, 'mlp')
+    weight1, bias1 = weight_and_bias(require_plain(mlp.conv1, 'mlp.conv1'), training)
+    affine = norm_affine(mlp.norm, 'mlp.norm', len(weight1), weight1.device, training)
+    weight1, bias1 = fold_after(weight1, bias1, affine)
+    if mixer_affine is not None:
+        weight1, bias1 = fold_before(weight1, bias1, mixer_affine)
+
+    weight2, bias2 = weight_and_bias(require_plain(mlp.conv2, 'mlp.conv2'), training)
+    scale = None if block.layer_scale is None else block.layer_scale.flatten().to(weight2.dtype)
+    shift = None
+    if attention is not None:
+        weight2, bias2, shift = attention.fold_into(weight2, bias2, scale, training)
+    elif scale is not None:
+        weight2, bias2 = fold_after(weight2, bias2, (scale, torch.zeros_like(scale)))
+    return FoldedMLP(weight1, bias1, weight2, bias2, shift)
 
 
 class MergedBlock(nn.Module):
@@ -30,28 +88,18 @@ class MergedBlock(nn.Module):
     @torch.no_grad()
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        mlp, attention = block.mlp, block.spatial_attention
-        conv1 = require_plain(mlp.conv1, 'mlp.conv1')
-        weight1, bias1 = weight_and_bias(conv1)
-        weight1, bias1 = fold_after(weight1, bias1, norm_affine(mlp.norm, 'mlp.norm', len(weight1), weight1.device))
         self.token_mixer, affine = block.token_mixer, None
         if hasattr(block.token_mixer, 'merged'):
             self.token_mixer, affine = block.token_mixer.merged()
-        if affine is not None:
-            weight1, bias1 = fold_before(weight1, bias1, affine)
-
-        weight2, bias2 = weight_and_bias(require_plain(mlp.conv2, 'mlp.conv2'))
-        scale = None if block.layer_scale is None else block.layer_scale.double().flatten()
-        if attention is not None:
-            weight2, bias2, shift = attention.fold_into(weight2, bias2, scale)
-        elif scale is not None:
-            weight2, bias2 = fold_after(weight2, bias2, (scale, torch.zeros_like(scale)))
+        folded, conv1 = fold_mlp(block, affine), block.mlp.conv1
         self.mixer_residual = block.mixer_residual
         self.mlp = nn.Sequential(OrderedDict(
-            conv1=conv_of(PointwiseConv2d, conv1, weight1, bias1),
-            act=mlp.act,
-            conv2=conv_of(PointwiseConv2d, conv1, weight2, bias2)))
-        self.spatial_attention = None if attention is None else MergedSpatialAttention(shift, conv1.weight.dtype)
+            conv1=conv_of(PointwiseConv2d, conv1, folded.weight1, folded.bias1),
+            act=block.mlp.act,
+            conv2=conv_of(PointwiseConv2d, conv1, folded.weight2, folded.bias2)))
+        self.spatial_attention = None
+        if folded.shift is not None:
+            self.spatial_attention = MergedSpatialAttention(folded.shift, conv1.weight.dtype)
         self.drop_path = block.drop_path
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The network: stem and merging layers, MLP, the two blocks, and the PartialNet backbone, in this order."""
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpoint.pretrained import load_pretrained, pretrained_cfg
 from ._arguments import named_arguments
 from ._checks import check_backbone
+from ._folded_training import folded_block, folded_downsample
 from ._folding import conv_of, fold_after, local_norm, norm_affine, require_plain, weight_and_bias
 from ._layers import checkpointed, normalize
 from .dpconv.fixed_ratios import searched_layers
@@ -37,18 +39,24 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, stride, stride, bias=False)
         self.norm = build_norm_layer(norm_cfg, out_channels)[1]
+        self.train_folded = False  # set by PartialNet
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C_in, H, W) to (B, C_out, H // stride, W // stride)."""
+        if self.train_folded:
+            return folded_downsample(self, x)
         return normalize(self.norm, self.conv(x))
+
+    def fold(self, training: bool = False) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that computes the same, see :func:`norm_affine`."""
+        weight, bias = weight_and_bias(require_plain(self.conv, 'the convolution of Downsample'), training)
+        affine = norm_affine(self.norm, 'the norm of Downsample', len(weight), weight.device, training)
+        return fold_after(weight, bias, affine)
 
     @torch.no_grad()
     def folded(self) -> nn.Conv2d:
         """The convolution that computes the same at inference; the layer stays as it is."""
-        conv = require_plain(self.conv, 'the convolution of Downsample')
-        weight, bias = weight_and_bias(conv)
-        affine = norm_affine(self.norm, 'the norm of Downsample', len(weight), weight.device)
-        return conv_of(nn.Conv2d, conv, *fold_after(weight, bias, affine))
+        return conv_of(nn.Conv2d, self.conv, *self.fold())
 
 
 class ConvMLP(nn.Module):
@@ -115,6 +123,7 @@ class PartialNetBlock(nn.Module):
                  with_cp: bool = False) -> None:
         super().__init__()
         self.with_cp = with_cp
+        self.train_folded = False  # set by PartialNet
         self.token_mixer = token_mixer
         self.mlp = ConvMLP(channels, norm_cfg, act_cfg)
         self.spatial_attention: nn.Module | None = None
@@ -127,9 +136,10 @@ class PartialNetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
+        mix = partial(folded_block, self) if self.train_folded else self.mix
         if self.with_cp and self.training:
-            return checkpointed(self, self.mix, x)
-        return self.mix(x)
+            return checkpointed(self, mix, x)
+        return mix(x)
 
     def mix(self, x: Tensor) -> Tensor:
         """The block itself, from (B, C, H, W) to the same."""
@@ -211,6 +221,12 @@ class PartialNet(BaseModule):
             Defaults to 'partial'.
         norm_eval: Whether batch norms stay in evaluation mode while training,
             as for 2 images per GPU. Defaults to False.
+        train_folded: Whether training computes in the folded form: at each
+            step, batch norms, PAT_sp and layer scale are folded into the
+            convolutions, as functions of the parameters. Outputs and
+            gradients stay the same to rounding, with less memory and time.
+            Needs ``norm_eval``. Evaluation computes as without it. Defaults to
+            False.
         with_cp: Whether blocks are computed twice to save memory in training.
             Defaults to False.
         deploy: Whether to merge the network when it is built, for checkpoints
@@ -261,7 +277,8 @@ class PartialNet(BaseModule):
                  norm_eval: bool = False,
                  with_cp: bool = False,
                  deploy: bool = False,
-                 init_cfg: dict | list[dict] | None = None) -> None:
+                 init_cfg: dict | list[dict] | None = None,
+                 train_folded: bool = False) -> None:
         # A pretrained checkpoint comes over the ordinary initialization: see init_weights.
         self.pretrained = pretrained_cfg(init_cfg)
         if init_cfg is None or self.pretrained is not None:
@@ -275,6 +292,9 @@ class PartialNet(BaseModule):
             frozen_stages=frozen_stages, token_mixers=token_mixers, gate=gate, spatial_attention=spatial_attention,
             drop_path_rate=drop_path_rate, attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate,
             layer_scale_init_value=layer_scale_init_value)
+        if train_folded and not norm_eval:
+            raise ValueError('train_folded=True needs norm_eval=True, got norm_eval=False: batch norms that normalize '
+                             'by their batch cannot be folded')
         if deploy:
             norm_cfg = local_norm(norm_cfg)
         self.arch = arch
@@ -282,6 +302,7 @@ class PartialNet(BaseModule):
         self.out_indices = checked.out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.train_folded = train_folded
         self.depths = tuple(checked.arch['depths'])
         self.channels = tuple(checked.arch['embed_dim'] * 2**i for i in range(self.num_stages))
         act_cfg = act_cfg or checked.arch['act_cfg']
@@ -308,6 +329,9 @@ class PartialNet(BaseModule):
         for i in self.out_indices:
             norm = build_norm_layer(norm_cfg, self.channels[i])[1] if out_norm else nn.Identity()
             self.add_module(f'norm{i}', norm)
+        if train_folded and not isinstance(self.downsample_layers[0].norm, _BatchNorm):
+            raise ValueError(f'train_folded=True needs batch norms, got norm_cfg={norm_cfg!r}: other norms depend on '
+                             'their input and cannot be folded')
         if deploy:
             self._merge()
         self._freeze_stages()
@@ -347,6 +371,9 @@ class PartialNet(BaseModule):
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
+        for module in self.modules():
+            if isinstance(module, (Downsample, PartialNetBlock)):
+                module.train_folded = mode and self.train_folded
         return self
 
     def _freeze_stages(self) -> None:

@@ -13,8 +13,8 @@ from mmcv.cnn import build_norm_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ._folding import Affine, norm_affine, require_plain, weight_and_bias
-from ._layers import normalize
+from ._folding import Affine, norm_affine, require_no_hooks, require_plain, weight_and_bias
+from ._layers import hard_sigmoid, normalize
 from .gates import build_gate
 from .position_bias import RelativePositionBias
 
@@ -146,14 +146,21 @@ class PartialChannelAttention(_PartialAttention):
         """Channel attention, (B, C_attn, H, W) to the same."""
         return normalize(self.norm, x * self.gate(x))
 
+    def convolve_and_gate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The convolved channels, the attended channels, and the gate of the latter, (B, C_attn, 1, 1)."""
+        convolved, attended = x.split(self.split_sizes, dim=1)
+        return self.conv(convolved), attended, self.gate(attended)
+
     def merged(self) -> tuple[nn.Module, Affine | None]:
         """The inference form, without the last norm, and the scale and shift of the output that it leaves out."""
-        if self.norm is None:
-            return self, None
+        return (self, None) if self.norm is None else (MergedChannelAttention(self), self.output_affine())
+
+    def output_affine(self, training: bool = False) -> Affine:
+        """The last norm as scale and shift of all channels, see :func:`norm_affine`."""
         scale, shift = norm_affine(self.norm, 'the norm of PartialChannelAttention', self.attended_channels,
-                                   self.conv.weight.device)
+                                   self.conv.weight.device, training)
         before = scale.new_zeros(0 if self.attend_all else self.split_sizes[0])
-        return MergedChannelAttention(self), (torch.cat((before + 1, scale)), torch.cat((before, shift)))
+        return torch.cat((before + 1, scale)), torch.cat((before, shift))
 
 
 class MergedChannelAttention(nn.Module):
@@ -295,7 +302,7 @@ class PartialSpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
         attended, rest = x.split(self.split_sizes, dim=1)
-        gate = F.hardsigmoid(self.logit_conv(x if self.attend_all else attended))
+        gate = hard_sigmoid(self.logit_conv(x if self.attend_all else attended))
         if self.attend_all:
             rest = rest * gate
         attended = normalize(self.attended_norm, attended * gate)
@@ -305,7 +312,8 @@ class PartialSpatialAttention(nn.Module):
         """The children with the norms first, see :func:`norms_first`."""
         return norms_first(super().named_children())
 
-    def fold_into(self, weight: Tensor, bias: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def fold_into(self, weight: Tensor, bias: Tensor, scale: Tensor | None,
+                  training: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Folds this layer into the 1x1 convolution before it (appendix, Fig. 1 (d)).
 
         Up to the gate all of PAT_sp is linear, so one convolution to C + 1
@@ -313,39 +321,42 @@ class PartialSpatialAttention(nn.Module):
         the logit.
 
         Args:
-            weight: float64, (C, C_in, 1, 1), of the convolution before.
-            bias: float64, (C, ).
-            scale: float64, (C, ), the layer scale that follows this layer, or
-                None.
+            weight: (C, C_in, 1, 1), of the convolution before, in the dtype
+                of the algebra.
+            bias: (C, ).
+            scale: (C, ), the layer scale that follows this layer, or None.
+            training: Whether it is for one step of training. Defaults to
+                False.
 
         Returns:
             Weight (C + 1, C_in, 1, 1) and bias (C + 1, ) of the convolution,
             and the shift of the attended channels, added after the gate.
         """
+        require_no_hooks(self, 'PartialSpatialAttention')
         first, rest = self.split_sizes
         names = ('attended_norm', 'rest_norm', 'logit_conv', 'rest_conv')
         attended_name, rest_name, logit_name, mix_name = (f'{name} of PartialSpatialAttention' for name in names)
-        attended_scale, shift = norm_affine(self.attended_norm, attended_name, first, weight.device)
-        rest_scale, rest_shift = norm_affine(self.rest_norm, rest_name, rest, weight.device)
-        logit_weight, logit_bias = weight_and_bias(require_plain(self.logit_conv, logit_name))
-        mix, mix_bias = weight_and_bias(require_plain(self.rest_conv, mix_name))
-        rest_shift = mix.flatten(1) @ rest_shift + mix_bias
-        mix = mix.flatten(1) * rest_scale
+        attended_scale, shift = norm_affine(self.attended_norm, attended_name, first, weight.device, training)
+        rest_scale, rest_shift = norm_affine(self.rest_norm, rest_name, rest, weight.device, training)
+        logit_weight, logit_bias = weight_and_bias(require_plain(self.logit_conv, logit_name), training)
+        mix, mix_bias = weight_and_bias(require_plain(self.rest_conv, mix_name), training)
+        mix, logit_weight, weight = mix.flatten(1), logit_weight.flatten(1), weight.flatten(1)
+        rest_shift = mix @ rest_shift + mix_bias
+        mix = mix * rest_scale
         if scale is not None:
             attended_scale, shift = attended_scale * scale[:first], shift * scale[:first]
             mix, rest_shift = mix * scale[first:, None], rest_shift * scale[first:]
         seen = len(weight) if self.attend_all else first
-        rows = torch.cat((weight.flatten(1), bias[:, None]), dim=1)  # the bias is one more input, which is 1
-        folded = torch.cat((rows[:first] * attended_scale[:, None], mix @ rows[first:],
-                            logit_weight.flatten(1) @ rows[:seen]))
-        bias = folded[:, -1]
+        folded = torch.cat((weight[:first] * attended_scale[:, None], mix @ weight[first:],
+                            logit_weight @ weight[:seen]))
+        rest_bias = mix @ bias[first:]
         if self.attend_all:
             # The gate weights a whole pixel, so it may be applied after the 1x1 convolution, but before its shift.
             shift = torch.cat((shift, rest_shift))
-            bias = bias + torch.cat((torch.zeros_like(shift), logit_bias))
         else:
-            bias = bias + torch.cat((torch.zeros_like(shift), rest_shift, logit_bias))
-        return folded[:, :-1, None, None], bias, shift
+            rest_bias = rest_bias + rest_shift
+        bias = torch.cat((bias[:first] * attended_scale, rest_bias, logit_weight @ bias[:seen] + logit_bias))
+        return folded[:, :, None, None], bias, shift
 
 
 class MergedSpatialAttention(nn.Module):

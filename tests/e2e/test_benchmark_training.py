@@ -80,13 +80,16 @@ def test_classifiers(rows):
     assert 'batch 2, 64 x 64' in out and 'arithmetic' not in out
 
 
-def test_backbones_with_and_without_checkpointing(rows, no_processes):
+def test_backbones_with_checkpointing_and_in_the_folded_form(rows, no_processes):
     pytest.importorskip('timm')
-    found, _ = rows('backbones', 'partialnet_t0', 'fasternet_t0', '--with-cp', '--size', '64', '96')
-    assert [row[0] for row in found] == ['partialnet_t0+with_cp', 'partialnet_t0', 'fasternet_t0']
+    found, _ = rows('backbones', 'partialnet_t0', 'fasternet_t0', '--with-cp', '--folded', '--size', '256', '256')
+    assert [row[0] for row in found] == ['partialnet_t0+with_cp', 'partialnet_t0+folded', 'partialnet_t0+plain',
+                                         'partialnet_t0', 'fasternet_t0']
     for row in found:
         check_times(row, 1)
-    assert float(found[0][5]) < 0.3 * float(found[1][5])
+    with_cp, folded, plain, default, _ = (float(row[5]) for row in found)
+    assert with_cp < 0.3 * default
+    assert folded < plain
 
 
 def test_detectors_and_the_hours_of_a_schedule(rows, no_processes, tmp_path, tiny_arch):

@@ -47,6 +47,10 @@ from partialnet_mm.models import PartialNet
 
 #: What is appended to the name of a network whose blocks are computed again in the backward pass.
 WITH_CP = '+with_cp'
+#: What is appended where train_folded is set against the default or the config: a backbone that trains in the folded
+#: form, with the batch norms in evaluation mode; and a detector, or a backbone with such norms, in the plain form.
+FOLDED, PLAIN = '+folded', '+plain'
+SUFFIXES = (WITH_CP, FOLDED, PLAIN)
 #: Objects per image: train2017 of COCO has 860001 on 118287 images.
 OBJECTS = 7
 #: Images, epochs and devices of COCO's 1x schedule, without images that have no object, and of the paper's pretraining.
@@ -67,11 +71,16 @@ def to_device(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
 
+def without_suffix(name: str) -> str:
+    return functools.reduce(str.removesuffix, SUFFIXES, name)
+
+
 def build_backbone(name: str) -> nn.Module:
     """A backbone that returns the feature maps of four stages."""
     if name.startswith('partialnet_'):
-        arch = name.removeprefix('partialnet_').removesuffix(WITH_CP)
-        return PartialNet(arch, out_indices=(0, 1, 2, 3), with_cp=name.endswith(WITH_CP))
+        arch = without_suffix(name).removeprefix('partialnet_')
+        return PartialNet(arch, out_indices=(0, 1, 2, 3), with_cp=name.endswith(WITH_CP),
+                          norm_eval=name.endswith((FOLDED, PLAIN)), train_folded=name.endswith(FOLDED))
     import timm
     stages = len(timm.create_model(name, features_only=True).feature_info)
     return timm.create_model(name, features_only=True, out_indices=tuple(range(stages - 4, stages)))
@@ -109,10 +118,12 @@ def train_backbone(name: str, args: argparse.Namespace) -> Step:
 def train_config(name: str, args: argparse.Namespace) -> Step:
     """The model and optimizer of a config of mmdet or mmpretrain."""
     MMLogger.get_instance('benchmark_training', log_level='WARNING')  # no report of each initialized weight
-    cfg = Config.fromfile(find_config(name.removesuffix(WITH_CP)))
+    cfg = Config.fromfile(find_config(without_suffix(name)))
     cfg.model.backbone.init_cfg = None
     if name.endswith(WITH_CP):
         cfg.model.backbone.with_cp = True
+    if name.endswith((FOLDED, PLAIN)):
+        cfg.model.backbone.train_folded = name.endswith(FOLDED)
     model = revert_sync_batchnorm(build_model(cfg))
     model.init_weights()
     to_device(model, args)
@@ -190,8 +201,8 @@ def print_networks(args: argparse.Namespace) -> None:
 
 
 def label(name: str) -> str:
-    path = Path(name.removesuffix(WITH_CP))
-    return f'{path.parent.name}/{path.stem}{WITH_CP * name.endswith(WITH_CP)}' if path.suffix == '.py' else name
+    path = Path(without_suffix(name))
+    return f'{path.parent.name}/{path.stem}{name[len(str(path)):]}' if path.suffix == '.py' else name
 
 
 def print_resolutions(args: argparse.Namespace) -> None:
@@ -257,10 +268,13 @@ def parse_args() -> argparse.Namespace:
     command.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
     with_cp = 'also measure each PartialNet with with_cp=True'
     command.add_argument('--with-cp', action='store_true', help=with_cp)
+    folded = 'also measure each PartialNet with train_folded=True and False, batch norms in evaluation mode'
+    command.add_argument('--folded', action='store_true', help=folded)
     command = add('detectors', 2, (800, 1333), COCO)
     command.add_argument('networks', nargs='+', metavar='CONFIG', help='config of mmdet, a file or mmdet:CONFIG '
                          'for one that mmdet ships; times are compared with the last')
     command.add_argument('--with-cp', action='store_true', help=with_cp)
+    command.add_argument('--folded', action='store_true', help=folded)
     command = add('resolutions', 32, (224, 224), IMAGENET)
     command.add_argument('networks', nargs=1, type=existing_file, metavar='CONFIG', help='config of a classifier')
     command.add_argument('--sizes', type=int, nargs='+', help="sizes that are drawn from (default: the config's)")
@@ -290,10 +304,13 @@ def check(args: argparse.Namespace) -> None:
             if name not in [f'partialnet_{arch}' for arch in PartialNet.arch_settings] and not timm.is_model(name):
                 raise ValueError(f'there is no network {name!r}: allowed are partialnet_ARCH with ARCH one of '
                                  f'{", ".join(PartialNet.arch_settings)}, and the names of timm')
-    if getattr(args, 'with_cp', False):
+    wanted = [(WITH_CP, ), (FOLDED, PLAIN)]
+    suffixes = [suffix for flag, pair in zip(('with_cp', 'folded'), wanted) if getattr(args, flag, False)
+                for suffix in pair]
+    if suffixes:
         ours = [name for name in args.networks if name.startswith('partialnet_') or (
             name.endswith('.py') and Config.fromfile(find_config(name)).model.backbone.type == 'PartialNet')]
-        args.networks = [f'{name}{WITH_CP}' for name in ours] + args.networks
+        args.networks = [f'{name}{suffix}' for name in ours for suffix in suffixes] + args.networks
 
 
 def main() -> None:

@@ -18,7 +18,10 @@ model = dict(
         # gets one value per image, so its batch statistics would be noise: those of
         # the pretraining are kept, as in mmdet's 1x configs. The norms of the outputs
         # have no pretraining; of these, only scale and shift are trained.
-        norm_eval=True),
+        norm_eval=True,
+        # Norms that keep their statistics are folded into the convolutions at each step: the same outputs and
+        # gradients in less memory and time. Set it to False to wrap layers or put hooks on them.
+        train_folded=True),
     neck=dict(type='FPN', out_channels=256, num_outs=5),
     rpn_head=dict(
         type='RPNHead',

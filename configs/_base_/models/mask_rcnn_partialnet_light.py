@@ -3,7 +3,7 @@
 _base_ = './mask_rcnn_partialnet_fpn.py'
 
 model = dict(
-    backbone=dict(arch='t0', norm_eval=False),
+    backbone=dict(arch='t0', norm_eval=False, train_folded=False),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64),
     roi_head=dict(

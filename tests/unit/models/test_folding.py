@@ -94,10 +94,11 @@ def test_refuses_layers_that_something_sits_on():
     assert isinstance(require_plain(nn.Conv2d(1, 1, 1), 'it'), nn.Conv2d)
     with pytest.raises(TypeError, match='conv1 is a Sequential.*switch_to_deploy.*merge or remove what wraps'):
         require_plain(nn.Sequential(nn.Conv2d(1, 1, 1)), 'conv1')
-    hooked = nn.Conv2d(1, 1, 1)
-    hooked.register_forward_hook(lambda *args: None)
-    with pytest.raises(TypeError, match='conv1 has forward hooks.*remove'):
-        require_plain(hooked, 'conv1')
+    for kind in ('forward_hook', 'forward_pre_hook', 'full_backward_hook', 'full_backward_pre_hook'):
+        hooked = nn.Conv2d(1, 1, 1)
+        getattr(hooked, f'register_{kind}')(lambda *args: None)
+        with pytest.raises(TypeError, match='conv1 has hooks.*remove'):
+            require_plain(hooked, 'conv1')
 
 
 @pytest.mark.parametrize('stride', [4, 2])

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
 from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
 
 from partialnet_mm.models import CBAMGate, ECAGate, GaussianGate, PartialNet, SEGate, SRMGate
-from partialnet_mm.models.gates import build_gate
+from partialnet_mm.models.gates import MeanAndDeviation, build_gate
 from tests.helpers.reference_network import gaussian_gate, hard_sigmoid
 
 
@@ -78,6 +79,34 @@ def test_one_image_trains_by_the_running_statistics(norm, randomize_norms):
     assert all(torch.equal(value, before[name]) for name, value in gate.norm.named_buffers())
     out.sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in gate.parameters())
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_derivatives_of_the_statistics(channels_last):
+    x = torch.randn(2, 3, 3, 2, dtype=torch.float64)
+    x = (x.contiguous(memory_format=torch.channels_last) if channels_last else x).requires_grad_()
+    std, mean = torch.std_mean(x, dim=(2, 3))
+    torch.testing.assert_close(MeanAndDeviation.apply(x), (mean, std))
+    assert gradcheck(MeanAndDeviation.apply, (x, ))
+    assert gradgradcheck(MeanAndDeviation.apply, (x, ))
+
+
+def test_training_keeps_nothing_of_the_size_of_the_feature_map():
+    gate, x = GaussianGate(6).train(), torch.randn(2, 6, 16, 16, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        gate(x)
+    large = [tensor for tensor in kept if tensor.numel() >= x.numel()]
+    assert {tensor.data_ptr() for tensor in large} == {x.data_ptr()}
+
+
+def test_a_gradient_penalty_has_gradients(tiny_arch):
+    model = PartialNet(tiny_arch).train()
+    x = torch.randn(2, 3, 64, 64, requires_grad=True)
+    gradient, = torch.autograd.grad(model(x)[0].square().mean(), x, create_graph=True)
+    gradient.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert model.stages[0][0].token_mixer.gate.conv.weight.grad.any()
 
 
 def test_two_images_update_the_statistics():
