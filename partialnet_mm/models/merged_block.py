@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.layouts import OWN_RESIDUAL
 from ._folding import conv_of, fold_after, fold_before, norm_affine, require_plain, weight_and_bias
 from ._layers import PointwiseConv2d
 from .patconv import MergedSpatialAttention
@@ -47,6 +48,8 @@ class MergedBlock(nn.Module):
         elif scale is not None:
             weight2, bias2 = fold_after(weight2, bias2, (scale, torch.zeros_like(scale)))
         self.mixer_residual = block.mixer_residual
+        if hasattr(block, OWN_RESIDUAL):
+            self.register_buffer(OWN_RESIDUAL, block.own_residual)
         self.mlp = nn.Sequential(OrderedDict(
             conv1=conv_of(PointwiseConv2d, conv1, weight1, bias1),
             act=mlp.act,
