@@ -4,9 +4,10 @@
 The official code of PartialNet was written over FasterNet's, so both have one layout. timm's FasterNet has another one.
 """
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,24 +35,25 @@ def _leaves(foreign: str, ours: str, leaves: Iterable[str] = ('weight', )) -> di
     return {f'{foreign}.{leaf}': f'{ours}.{leaf}' for leaf in leaves}
 
 
-#: The other code's name and ours, of what is in a block.
-_IN_BLOCK = {
+#: The other code's name and ours, of what is in every block, and of the attentions.
+_CONVOLUTIONS = {
     **_leaves('spatial_mixing.partial_conv3', 'token_mixer.conv'),
+    **_leaves('mlp.0', 'mlp.conv1'),
+    **_leaves('mlp.1', 'mlp.norm', _BATCH_NORM),
+    **_leaves('mlp.3', 'mlp.conv2'),
+}
+_ATTENTIONS = {
     **_leaves('spatial_mixing.attn.cfc1', 'token_mixer.gate.conv'),
     **_leaves('spatial_mixing.attn.bn', 'token_mixer.gate.norm', _BATCH_NORM),
     **_leaves('spatial_mixing.norm', 'token_mixer.norm', _BATCH_NORM),
     **_leaves('spatial_mixing.attn.qkv', 'token_mixer.qkv'),
     **_leaves('spatial_mixing.attn.proj', 'token_mixer.proj', ('weight', 'bias')),
     'spatial_mixing.attn.rpe_k.lookup_table_bias': TABLE,
-    **_leaves('mlp.0', 'mlp.conv1'),
-    **_leaves('mlp.1', 'mlp.norm', _BATCH_NORM),
-    **_leaves('mlp.3', 'mlp.conv2'),
     **_leaves('mlp.4.conv_attn', 'spatial_attention.logit_conv'),
     **_leaves('mlp.4.norm', 'spatial_attention.attended_norm', _BATCH_NORM),
     **_leaves('mlp.4.norm2', 'spatial_attention.rest_norm', _BATCH_NORM),
     **_leaves('mlp.4.conv', 'spatial_attention.rest_conv'),
 }
-_OWN_IN_BLOCK = {ours: foreign for foreign, ours in _IN_BLOCK.items()}
 _STEM = {FOREIGN_STEM: STEM, **_leaves('patch_embed.norm', 'downsample_layers.0.norm', _BATCH_NORM)}
 
 
@@ -66,32 +68,34 @@ class Layout:
     Args:
         title: What messages call it.
         step: Its number of a stage over ours.
-        outside: Its names of what is outside blocks, and ours.
+        in_block: Its names of what is in a block, and ours.
+        outside: The same of what is outside blocks.
     """
 
-    def __init__(self, title: str, step: int, outside: Mapping[str, str]) -> None:
+    def __init__(self, title: str, step: int, in_block: Mapping[str, str], outside: Mapping[str, str]) -> None:
         self.title, self.step = title, step
-        self._outside = dict(outside)
+        self._in_block, self._outside = in_block, outside
+        self._own_in_block = {ours: foreign for foreign, ours in in_block.items()}
         self._own_outside = {ours: foreign for foreign, ours in outside.items()}
 
     def own_name(self, name: str) -> str | None:
         """This project's name of a tensor that the other code calls so, None if it has none."""
         match = re.fullmatch(r'stages\.(\d)\.blocks\.(0|[1-9]\d*)\.(.+)', name)
-        if match is None or match[3] not in _IN_BLOCK:
+        if match is None or match[3] not in self._in_block:
             return self._outside.get(name)
         stage, rest = divmod(int(match[1]), self.step)
-        return None if rest or stage >= NUM_STAGES else f'stages.{stage}.{match[2]}.{_IN_BLOCK[match[3]]}'
+        return None if rest or stage >= NUM_STAGES else f'stages.{stage}.{match[2]}.{self._in_block[match[3]]}'
 
     def foreign_name(self, name: str) -> str | None:
         """The other code's name of a tensor that this project calls so, None if it has none."""
         match = re.fullmatch(rf'stages\.([0-{NUM_STAGES - 1}])\.(0|[1-9]\d*)\.(.+)', name)
-        if match is None or match[3] not in _OWN_IN_BLOCK:
+        if match is None or match[3] not in self._own_in_block:
             return self._own_outside.get(name)
-        return f'stages.{int(match[1]) * self.step}.blocks.{match[2]}.{_OWN_IN_BLOCK[match[3]]}'
+        return f'stages.{int(match[1]) * self.step}.blocks.{match[2]}.{self._own_in_block[match[3]]}'
 
 
 #: Of the official code of PartialNet, and of FasterNet's own. The list of stages has a merging layer between each two.
-OFFICIAL = Layout('the official layout', 2, {
+OFFICIAL = Layout('the official layout', 2, {**_CONVOLUTIONS, **_ATTENTIONS}, {
     **_STEM,
     **{k: v for i in (1, 2, 3) for k, v in _merging(f'stages.{2 * i - 1}', i).items()},
     **{k: v for i in range(NUM_STAGES) for k, v in _leaves(f'norm{2 * i}', f'norm{i}', _BATCH_NORM).items()},
@@ -100,7 +104,7 @@ OFFICIAL = Layout('the official layout', 2, {
     **_leaves('head', 'head.layers.1.fc', ('weight', 'bias')),
 })
 #: Of timm's FasterNet.
-TIMM = Layout("timm's layout of FasterNet", 1, {
+TIMM = Layout("timm's layout of FasterNet", 1, _CONVOLUTIONS, {
     **_STEM,
     **{k: v for i in (1, 2, 3) for k, v in _merging(f'stages.{i}.downsample', i).items()},
     'conv_head.weight': HIDDEN,
@@ -135,8 +139,8 @@ def find_prefix(names: Iterable[str], stem: str) -> str | None:
     found = [name[:-len(stem)] for name in names if name.endswith(stem)]
     if not found or len(found) == 1 and re.fullmatch(rf'(({"|".join(WRAPPERS)})\.)*', found[0]):
         return found[0] if found else None
-    raise CheckpointError(f'holds {", ".join(prefix + stem for prefix in found)}: one network is needed, with any of the '
-                          f'prefixes {", ".join(f"{wrapper}." for wrapper in WRAPPERS)} or none')
+    raise CheckpointError(f'holds {", ".join(prefix + stem for prefix in found)}: one network is needed, with any of '
+                          f'the prefixes {", ".join(f"{wrapper}." for wrapper in WRAPPERS)} or none')
 
 
 def read_foreign(state: Mapping[str, Tensor]) -> ForeignState | None:
@@ -176,11 +180,18 @@ def foreign_value(name: str, value: Tensor) -> Tensor:
     return value[:, :, None, None] if name == HIDDEN else value
 
 
-def with_own_names(state: Mapping[str, Any]) -> dict[str, Any] | None:
+def with_own_names(state: Mapping[str, Any],
+                   mixer_residual: bool | Sequence[bool] | None = None) -> dict[str, Any] | None:
     """A state dict of other code by the names of this project's classifiers, detectors and segmentors.
 
-    The network's names begin with 'backbone.', those of a classifier's head with 'head.'; a head's hidden layer has a
-    bias here, which is zero. What is unknown keeps its name. None if the state dict is of no such code.
+    Args:
+        state: The state dict.
+        mixer_residual: As given to the backbone that it is for. It decides on the block of stage 4 where no tensor
+            shows it; None leaves that open. Defaults to None.
+
+    Returns:
+        Names of the network begin with 'backbone.', those of a classifier's head with 'head.'; a head's hidden layer
+        has a bias here, which is zero. What is unknown keeps its name. None if the state dict is of no such code.
 
     Raises:
         CheckpointError: If it holds several networks, or one under an unknown prefix.
@@ -193,6 +204,12 @@ def with_own_names(state: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     named = {name if name.startswith('head.') else f'backbone.{name}': own_value(name, value)
              for name, value in found.tensors.items()}
+    structure = Structure.read(found.tensors)
+    stated = mixer_residual[-1] if isinstance(mixer_residual, Sequence) else mixer_residual
+    if stated and found.layout is OFFICIAL and structure.hides_block:
+        stage = NUM_STAGES - 1
+        named.update((f'backbone.stages.{stage}.{j}.{OWN_RESIDUAL}', torch.tensor(1))
+                     for j in range(structure.depths[stage]))
     if HIDDEN in named:
         named.setdefault(HIDDEN_BIAS, named[HIDDEN].new_zeros(len(named[HIDDEN])))
     return {**named, **found.parts, **{name: tensors[name] for name in found.unknown}}
@@ -237,13 +254,37 @@ class Structure(NamedTuple):
         return self.attentions[-1] == 'none'
 
 
-_WORDS = dict(embed_dim='embed_dim', depths='depths', attentions='attention in the token mixers of its stages',
-              spatial_attention='spatial attention after the MLP')
+#: How messages call what differs.
+_WORDS = dict(embed_dim='embed_dim', depths='depths', attentions='attention of its token mixers',
+              spatial_attention='spatial attention')
 #: Why the block of stage 4 has to be stated.
 BLOCK_QUESTION = (
     'No tensor shows the block of its stage 4, because its token mixers have no attention: the official code of '
     'PartialNet without channel attention computes block v2 there, a residual around the token mixer (x + mixer(x)), '
     "and FasterNet's code block v1, without it")
+#: What to do about it where a backbone is built.
+STATE_BLOCK = ('State which network it is in the backbone of the config: mixer_residual=(False, False, False, True), '
+               'or mixer_residual=False')
+
+
+def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, str]:
+    """How the network that tensors are of differs from the one to load them into, in words by what differs.
+
+    Empty where either has no stem, so is no PartialNet.
+    """
+    if STEM not in own or STEM not in given:
+        return {}
+    here, there = Structure.read(own), Structure.read(given)
+    found = {field: f'{words} {getattr(there, field)} and not {getattr(here, field)}' for field, words in _WORDS.items()
+             if getattr(there, field) != getattr(here, field)}
+    if None not in (here.num_heads, there.num_heads) and here.num_heads != there.num_heads:
+        found['num_heads'] = f'num_heads {there.num_heads} and not {here.num_heads}'
+    for stage, (mine, theirs) in enumerate(zip(here.residuals, there.residuals)):
+        # A search without attention may go on in a network with it.
+        if here.attentions[stage] == there.attentions[stage] and mine != theirs:
+            found[f'residuals.{stage}'] = (f'{"a" if theirs else "no"} residual around the token mixers of stage '
+                                           f'{stage + 1} (mixer_residual)')
+    return found
 
 
 def refuse_other_network(own: Mapping[str, Tensor], given: Mapping[str, Tensor], layout: Layout | None,
@@ -260,24 +301,8 @@ def refuse_other_network(own: Mapping[str, Tensor], given: Mapping[str, Tensor],
         CheckpointError: If heads or blocks differ or, in a file of other code, anything of the structure does; or if
             such a file does not show its blocks, and the network's arguments do not state them.
     """
-    if STEM not in own or STEM not in given:
-        return
-    here, there = Structure.read(own), Structure.read(given)
-    differences = []
-    if None not in (here.num_heads, there.num_heads) and here.num_heads != there.num_heads:
-        differences.append(f'num_heads={there.num_heads} and not {here.num_heads}')
-    for field in ('embed_dim', 'depths', 'attentions', 'spatial_attention') if layout else ():
-        if getattr(here, field) != getattr(there, field):
-            differences.append(f'{_WORDS[field]} {getattr(there, field)} and not {getattr(here, field)}')
-    hidden = layout is OFFICIAL and there.hides_block
-    for stage in range(NUM_STAGES - hidden):
-        # A search without attention may go on in a network with it.
-        if here.attentions[stage] == there.attentions[stage] and here.residuals[stage] != there.residuals[stage]:
-            differences.append(f'{"a" if there.residuals[stage] else "no"} residual around the token mixers of stage '
-                               f'{stage + 1} (mixer_residual)')
-    if differences:
-        raise CheckpointError(f'is of another PartialNet: it has {"; ".join(differences)}')
-    if hidden and not block_stated:
-        raise CheckpointError(f'is in {layout.title}. {BLOCK_QUESTION}. State in the backbone which network it is: '
-                              'mixer_residual=(False, False, False, True), or mixer_residual=False')
-
+    wrong = [words for what, words in differences(own, given).items() if layout or what not in _WORDS]
+    if wrong:
+        raise CheckpointError(f'is of another PartialNet: it has {"; ".join(wrong)}')
+    if layout is OFFICIAL and not block_stated and STEM in given and Structure.read(given).hides_block:
+        raise CheckpointError(f'is in {layout.title}. {BLOCK_QUESTION}. {STATE_BLOCK}')

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, MissingCheckpointError
 from .hashed_name import check_hashed_name
-from .layouts import OWN_RESIDUAL, foreign_layout, refuse_other_network, with_own_names
+from .layouts import (
+    BLOCK_QUESTION,
+    OFFICIAL,
+    STATE_BLOCK,
+    Structure,
+    differences,
+    foreign_layout,
+    read_foreign,
+    refuse_other_network,
+    with_own_names,
+)
 from .reader import read_checkpoint
 
 #: Least fraction of the backbone's tensors that a checkpoint must hold.
@@ -89,16 +99,15 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
     prefix = prefix or ''
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     own = module.state_dict()
-    layout, least = None, MIN_LOADED
+    mixer_residual = getattr(module, 'mixer_residual', None)
     try:
-        if (renamed := with_own_names(tensors)) is not None:
-            layout, least, tensors, prefix = foreign_layout(tensors), 1, renamed, 'backbone.'
-        given = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
-        refuse_other_network(own, given, layout, getattr(module, 'mixer_residual', None) is not None)
+        renamed = with_own_names(tensors, mixer_residual)
     except CheckpointError as error:
         raise CheckpointError(f'checkpoint {checkpoint!r} {error}') from error
-    if layout is not None:  # other code has no such tensor, and the arguments of the backbone state it
-        given.update((name, value) for name, value in own.items() if name.endswith(f'.{OWN_RESIDUAL}'))
+    layout, least = None, MIN_LOADED
+    if renamed is not None:
+        layout, least, tensors, prefix = foreign_layout(tensors), 1, renamed, 'backbone.'
+    given = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
     report = dict(
         loaded=[name for name in own if name in given and given[name].shape == own[name].shape],
         missing=[name for name in own if name not in given],
@@ -123,7 +132,12 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
     if len(loaded) < least * len(needed) or len(foreign) > len(needed) - least * len(needed):
         raise CheckpointError(f'only {summary}\nat least {least:.0%} must match on either side: the checkpoint '
                               'belongs to another network or arch, is merged where deploy=False or the reverse, or '
-                              f'needs another prefix. Its tensors begin with {shorten(list(tensors), 3)}')
+                              f'needs another prefix. Its tensors begin with {shorten(list(tensors), 3)}'
+                              + ''.join(f'; it has {words}' for words in differences(own, given).values()))
+    try:
+        refuse_other_network(own, given, layout, mixer_residual is not None)
+    except CheckpointError as error:
+        raise CheckpointError(f'checkpoint {checkpoint!r} {error}') from error
     module.load_state_dict({name: given[name] for name in report['loaded']}, strict=False)
     level = logging.INFO if len(loaded) == len(needed) and not foreign else logging.WARNING
     MMLogger.get_current_instance().log(level, summary)
@@ -155,6 +169,44 @@ def find_state_dict(content: dict, checkpoint: str | None = None) -> dict[str, o
         raise CheckpointError(f'{file} holds a tensor by the name {wrong[:50]!r}; allowed are at most {MAX_NAME} '
                               'printable letters')
     return tensors
+
+
+def content_for(model: dict, content: dict, checkpoint: str | None = None) -> dict:
+    """A checkpoint's content by the names of the model that a config builds.
+
+    Args:
+        model: Config of the model.
+        content: What was read.
+        checkpoint: Name of the file for messages. Defaults to None.
+
+    Returns:
+        The content as it is, if it is of no other code or the model has no PartialNet. Otherwise 'state_dict', see
+        :func:`with_own_names`, and an empty 'meta'.
+
+    Raises:
+        CheckpointError: If it does not show the blocks of its stage 4, and the config does not state them.
+    """
+    backbone = _find_partialnet(model)
+    state = find_state_dict(content, checkpoint)
+    if backbone is None:
+        return content
+    renamed = with_own_names(state, backbone.get('mixer_residual'))
+    if renamed is None:
+        return content
+    if (foreign_layout(state) is OFFICIAL and backbone.get('mixer_residual') is None
+            and Structure.read(read_foreign(state).tensors).hides_block):
+        raise CheckpointError(f'checkpoint {checkpoint!r}: {BLOCK_QUESTION}. {STATE_BLOCK}')
+    return dict(state_dict=renamed, meta={})
+
+
+def _find_partialnet(cfg: object) -> dict | None:
+    """The first config of a PartialNet within a config."""
+    if isinstance(cfg, dict):
+        kind = cfg.get('type')
+        if (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1] == 'PartialNet':
+            return cfg
+    values = cfg.values() if isinstance(cfg, dict) else cfg if isinstance(cfg, (list, tuple)) else ()
+    return next((found for found in map(_find_partialnet, values) if found is not None), None)
 
 
 def _without_output_norms(names: Iterable[str]) -> list[str]:

@@ -135,6 +135,11 @@ def to_official(content: dict, head_bias: bool = False, stage4_block: str | None
     nameless = [name for name, other in names.items() if other is None]
     if nameless:
         raise ValueError(f'{target.title} has no names for {len(nameless)} tensors: {shorten(nameless)}')
+    for stage, (mixer, residual) in enumerate(zip(network.token_mixers, network.residuals)):
+        stated = stage == 3 and mixer == 'partial_conv' and target is OFFICIAL
+        if residual != (mixer == 'pat_sf') and not stated:
+            raise ValueError(f'the token mixers {mixer!r} of its stage {stage + 1} have {"a" if residual else "no"} '
+                             f'residual (mixer_residual): {target.title} has no such block')
     prefix = 'backbone.' if parts else ''
     converted = {prefix + other: foreign_value(name, tensors[name]).detach().clone() for name, other in names.items()}
     return dict(state_dict={**converted, **parts}, meta=dict(backbone=network.backbone_cfg()))
@@ -154,6 +159,25 @@ def describe(backbone: dict) -> str:
     if isinstance(arch, dict) and 'act_cfg' not in arch:
         text += "\nNo tensor shows the activation: add act_cfg=dict(type='GELU') or dict(type='ReLU') to arch."
     return text
+
+
+def command_line_options(backbone: dict) -> str:
+    """The same arguments, but for the returned stages, as values of ``--cfg-options``."""
+    given = {name: value for name, value in backbone.items() if name not in ('type', 'out_indices', 'out_norm')}
+    options = []
+    for name, value in given.items():
+        if isinstance(value, dict):  # instead of the name that the config has
+            options.append(f'model.backbone.{name}._delete_=True')
+        options += _flat_options(f'model.backbone.{name}', value)
+    return ' '.join(options)
+
+
+def _flat_options(name: str, value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [option for key, item in value.items() for option in _flat_options(f'{name}.{key}', item)]
+    if isinstance(value, (list, tuple)):
+        return [f'"{name}=({",".join(map(str, value))})"']
+    return [f'{name}={value}']
 
 
 class _Network(NamedTuple):
@@ -296,13 +320,14 @@ def _read(state: dict[str, Tensor], layout: Layout | None, stage4_block: str | N
         tensors, parts, unknown = _sort_ours(state, prefix)
     parts = {name: value.detach().clone() for name, value in parts.items()}
     structure = Structure.read(tensors)
-    residual = _stage4_residual(structure, tensors, layout, target or layout, stage4_block)
-    network = _Network.read(tensors, residual)
+    hidden = _hides_block(structure, tensors, layout)
+    network = _Network.read(tensors, BLOCKS.get(stage4_block) if hidden else None)
     try:
         shapes = network.shapes()
     except (RuntimeError, ValueError) as error:
         raise ValueError(f'no PartialNet in {title}: {error}') from error
     _check(shapes, tensors, unknown, layout)
+    _check_block(structure, hidden, target or layout, stage4_block)
     return network, tensors, parts
 
 
@@ -324,36 +349,26 @@ def _sort_ours(state: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor]
     return tensors, parts, unknown
 
 
-def _stage4_residual(structure: Structure, tensors: dict[str, Tensor], source: Layout | None, foreign: Layout,
-                     stage4_block: str | None) -> bool | None:
-    """Whether the token mixers of stage 4 have a residual; None if there is no stage 4.
+def _hides_block(structure: Structure, tensors: dict[str, Tensor], source: Layout | None) -> bool:
+    """Whether no tensor shows the block of stage 4."""
+    if source is not None or not structure.hides_block:
+        return source is OFFICIAL and structure.hides_block
+    # Where all channels are convolved, PAT_sf has no other tensors than a partial convolution, either.
+    convolved = tensors.get('stages.3.0.token_mixer.conv.weight')
+    marked = any(name.endswith(f'.{OWN_RESIDUAL}') for name in tensors)
+    return convolved is not None and len(convolved) == 8 * structure.embed_dim and not marked
 
-    Raises:
-        ValueError: If that must be stated and is not, or contradicts the tensors.
-    """
-    if not structure.depths[-1]:
-        return None
-    stated = None if stage4_block is None else BLOCKS[stage4_block]
-    known: bool | None = structure.residuals[-1]  # by the tensors
-    if structure.hides_block and foreign is TIMM:
-        known = False if source is TIMM else known  # timm has FasterNet alone
-    elif structure.hides_block and source is None:
-        # Where all channels are convolved, PAT_sf has no other tensors than a partial convolution, either.
-        marked = any(name.endswith(f'.{OWN_RESIDUAL}') for name in tensors)
-        convolved = tensors.get('stages.3.0.token_mixer.conv.weight')
-        if not marked and convolved is not None and len(convolved) == 8 * structure.embed_dim:
-            known = None
-    elif structure.hides_block:
-        known = None
-    if stated is None and (known is None or structure.hides_block and foreign is OFFICIAL):
+
+def _check_block(structure: Structure, hidden: bool, foreign: Layout, stage4_block: str | None) -> None:
+    """Raises where the block of stage 4 must be stated and is not, or what is stated contradicts the tensors."""
+    if stage4_block is None and (hidden or structure.hides_block and foreign is OFFICIAL):
         raise ValueError(f'{BLOCK_QUESTION}. stage4_block (--stage4-block) must be v1 or v2: what the other code '
                          'computes')
-    if stated is not None and known is not None and stated != known:
+    residual = structure.residuals[-1] if stage4_block is None else BLOCKS[stage4_block]
+    if not hidden and residual != structure.residuals[-1]:
         raise ValueError(f'stage4_block (--stage4-block) is {stage4_block}: its stage 4 has block '
-                         f'{"v2" if known else "v1"}, so that the other code would compute something else')
-    if foreign is TIMM and (known if stated is None else stated):
-        raise ValueError(f"its stage 4 has block v2, a residual around the token mixer: {TIMM.title} has block v1 alone")
-    return known if stated is None else stated
+                         f'{"v2" if structure.residuals[-1] else "v1"}, so that the other code would compute something '
+                         'else')
 
 
 def _official_shape(name: str, shape: _Shape) -> _Shape:
@@ -372,14 +387,16 @@ def _check(shapes: dict[str, _Shape], tensors: dict[str, Tensor], unknown: list[
             return (shapes[name][0], 2 * FIRST_BUCKET + 1)
         return _official_shape(name, shapes[name])
 
-    absent_there = [name for name in shapes if name == HIDDEN_BIAS or name.endswith(f'.{OWN_RESIDUAL}')]
-    missing = [called(name) for name in shapes
-               if name not in tensors and not (layout is not None and name in absent_there)]
+    marked = any(name.endswith(f'.{OWN_RESIDUAL}') for name in tensors)
+    missing = [called(name) for name in shapes if name not in tensors
+               and not (layout is not None and name == HIDDEN_BIAS)
+               and (marked or not name.endswith(f'.{OWN_RESIDUAL}'))]
     unknown = unknown + [called(name) for name in tensors if name not in shapes]
     misshapen = [f'{called(name)} is {tuple(tensors[name].shape)} and not {shape_in_layout(name)}'
                  for name in shapes if name in tensors and tuple(tensors[name].shape) != shape_in_layout(name)]
     problems = [f'{kind} ({len(names)}): {shorten(names)}' for kind, names in (
         ('missing', missing), ('unknown', unknown), ('of another shape', misshapen)) if names]
     if problems:
-        raise ValueError(f'no PartialNet in {layout.title if layout else _OURS}. {". ".join(problems)}. Merged (deploy) '
-                         'forms, layer scale, and mixers and gates that are not the paper\'s own are not converted')
+        raise ValueError(f'no PartialNet in {layout.title if layout else _OURS}. {". ".join(problems)}. Merged '
+                         "(deploy) forms, layer scale, and mixers and gates that are not the paper's own are not "
+                         'converted')

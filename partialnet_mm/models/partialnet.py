@@ -395,10 +395,9 @@ class PartialNet(BaseModule):
         given = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
         layout = None
         try:
-            if (renamed := with_own_names(given)) is not None:
+            if (renamed := with_own_names(given, self.mixer_residual)) is not None:
                 layout = foreign_layout(given)
-                given = {name: value for name, value in own_state.items() if name.endswith(f'.{OWN_RESIDUAL}')}
-                given.update((name.removeprefix('backbone.'), value) for name, value in renamed.items())
+                given = {name.removeprefix('backbone.'): value for name, value in renamed.items()}
                 for name in [name for name in state_dict if name.startswith(prefix)]:
                     del state_dict[name]  # torch and mmengine give each module a dict of its own
                 state_dict.update((prefix + name, value) for name, value in given.items())

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ...checkpoint import CheckpointError, MissingCheckpointError, read_checkpoint, register_loader
-from ...checkpoint.pretrained import find_state_dict
+from ...checkpoint.pretrained import content_for, find_state_dict
 from ...models import require_patconv
 from ...preflight import check_config, errors_in, format_findings
 from .own_data import apply_own_data_settings
@@ -103,8 +103,10 @@ def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[st
                     f'{roots}, or as the config says. --skip-preflight starts without this check.\n')
 
 
-def read_trusted(checkpoint: str) -> dict:
+def read_trusted(checkpoint: str, model: dict) -> dict:
     """Reads a checkpoint as data, and hands it to mmengine, which asks for it later and does not open it again.
+
+    One of other code (:func:`content_for`) gets the names of the model that this config builds.
 
     Raises:
         ValueError: If it is an address, damaged, or holds more than data.
@@ -119,6 +121,7 @@ def read_trusted(checkpoint: str) -> dict:
         raise
     except CheckpointError as error:
         raise CheckpointError(f'{error}\nIf you trust where it comes from: --trust-checkpoint') from error
+    content = content_for(model, content, checkpoint)
     register_loader(opened={checkpoint: content})
     return content
 
@@ -143,7 +146,7 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
             to another network, and ``trust_checkpoint`` is not set; or if a
             ``conv_cfg`` of type 'PATConv' has replaced no layer.
     """
-    content = read_trusted(cfg.load_from) if cfg.get('load_from') and not trust_checkpoint else None
+    content = read_trusted(cfg.load_from, cfg.model) if cfg.get('load_from') and not trust_checkpoint else None
     if not torch.cuda.is_available():
         if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
             for option in ('loss_scale', 'dtype', 'use_fsdp'):
