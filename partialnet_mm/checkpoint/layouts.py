@@ -130,7 +130,7 @@ def foreign_layout(names: Iterable[str]) -> Layout | None:
     return TIMM if any(re.search(r'(^|\.)stages\.\d\.downsample\.', name) for name in names) else OFFICIAL
 
 
-def find_prefix(names: Iterable[str], stem: str) -> str | None:
+def find_prefix(names: Iterable[str], stem: str, file: str = 'it') -> str | None:
     """What comes before the names of the one network whose stem is called so, None where there is no such stem.
 
     Raises:
@@ -139,11 +139,11 @@ def find_prefix(names: Iterable[str], stem: str) -> str | None:
     found = [name[:-len(stem)] for name in names if name.endswith(stem)]
     if not found or len(found) == 1 and re.fullmatch(rf'(({"|".join(WRAPPERS)})\.)*', found[0]):
         return found[0] if found else None
-    raise CheckpointError(f'holds {", ".join(prefix + stem for prefix in found)}: one network is needed, with any of '
-                          f'the prefixes {", ".join(f"{wrapper}." for wrapper in WRAPPERS)} or none')
+    raise CheckpointError(f'{file} holds {", ".join(prefix + stem for prefix in found)}: one network is needed, with any '
+                          f'of the prefixes {", ".join(f"{wrapper}." for wrapper in WRAPPERS)} or none')
 
 
-def read_foreign(state: Mapping[str, Tensor]) -> ForeignState | None:
+def read_foreign(state: Mapping[str, Tensor], file: str = 'it') -> ForeignState | None:
     """Sorts a state dict of other code by this project's names; None if it is of no such code.
 
     Raises:
@@ -152,7 +152,7 @@ def read_foreign(state: Mapping[str, Tensor]) -> ForeignState | None:
     layout = foreign_layout(state)
     if layout is None:
         return None
-    prefix = find_prefix(state, FOREIGN_STEM)
+    prefix = find_prefix(state, FOREIGN_STEM, file)
     outer = prefix[:-len('backbone.')] if prefix.endswith('backbone.') else None
     found = ForeignState(layout, {}, {}, [])
     for name, value in state.items():
@@ -180,14 +180,15 @@ def foreign_value(name: str, value: Tensor) -> Tensor:
     return value[:, :, None, None] if name == HIDDEN else value
 
 
-def with_own_names(state: Mapping[str, Any],
-                   mixer_residual: bool | Sequence[bool] | None = None) -> dict[str, Any] | None:
+def with_own_names(state: Mapping[str, Any], mixer_residual: bool | Sequence[bool] | None = None,
+                   file: str = 'it') -> dict[str, Any] | None:
     """A state dict of other code by the names of this project's classifiers, detectors and segmentors.
 
     Args:
         state: The state dict.
         mixer_residual: As given to the backbone that it is for. It decides on the block of stage 4 where no tensor
             shows it; None leaves that open. Defaults to None.
+        file: What messages call the state dict. Defaults to 'it'.
 
     Returns:
         Names of the network begin with 'backbone.', those of a classifier's head with 'head.'; a head's hidden layer
@@ -199,7 +200,7 @@ def with_own_names(state: Mapping[str, Any],
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not any('.spatial_mixing.partial_conv3.' in name for name in tensors):
         return None  # other networks have a stem of this name, too
-    found = read_foreign(tensors)
+    found = read_foreign(tensors, file)
     if found is None:
         return None
     named = {name if name.startswith('head.') else f'backbone.{name}': own_value(name, value)
@@ -254,8 +255,8 @@ class Structure(NamedTuple):
         return self.attentions[-1] == 'none'
 
 
-#: How messages call what differs.
-_WORDS = dict(embed_dim='embed_dim', depths='depths', attentions='attention of its token mixers',
+#: What tensors show of a network beside heads and blocks, and how messages call it.
+STRUCTURE = dict(embed_dim='embed_dim', depths='depths', attentions='attention of its token mixers',
               spatial_attention='spatial attention')
 #: Why the block of stage 4 has to be stated.
 BLOCK_QUESTION = (
@@ -275,7 +276,7 @@ def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[
     if STEM not in own or STEM not in given:
         return {}
     here, there = Structure.read(own), Structure.read(given)
-    found = {field: f'{words} {getattr(there, field)} and not {getattr(here, field)}' for field, words in _WORDS.items()
+    found = {field: f'{words} {getattr(there, field)} and not {getattr(here, field)}' for field, words in STRUCTURE.items()
              if getattr(there, field) != getattr(here, field)}
     if None not in (here.num_heads, there.num_heads) and here.num_heads != there.num_heads:
         found['num_heads'] = f'num_heads {there.num_heads} and not {here.num_heads}'
@@ -288,7 +289,7 @@ def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[
 
 
 def refuse_other_network(own: Mapping[str, Tensor], given: Mapping[str, Tensor], layout: Layout | None,
-                         block_stated: bool) -> None:
+                         block_stated: bool, file: str, ignored: Iterable[str] = STRUCTURE) -> None:
     """Raises for the tensors of another network, which may fit by their shapes for the greatest part.
 
     Args:
@@ -296,13 +297,15 @@ def refuse_other_network(own: Mapping[str, Tensor], given: Mapping[str, Tensor],
         given: Tensors to load into it, by its names.
         layout: What they were read from; None for this project's own.
         block_stated: Whether the network's arguments state which of its blocks have a residual around the token mixer.
+        file: What messages call the tensors.
+        ignored: What of :data:`STRUCTURE` may differ in tensors of this project's own. Defaults to all of it.
 
     Raises:
         CheckpointError: If heads or blocks differ or, in a file of other code, anything of the structure does; or if
             such a file does not show its blocks, and the network's arguments do not state them.
     """
-    wrong = [words for what, words in differences(own, given).items() if layout or what not in _WORDS]
+    wrong = [words for what, words in differences(own, given).items() if layout or what not in ignored]
     if wrong:
-        raise CheckpointError(f'is of another PartialNet: it has {"; ".join(wrong)}')
+        raise CheckpointError(f'{file} is of another PartialNet: it has {"; ".join(wrong)}')
     if layout is OFFICIAL and not block_stated and STEM in given and Structure.read(given).hides_block:
-        raise CheckpointError(f'is in {layout.title}. {BLOCK_QUESTION}. {STATE_BLOCK}')
+        raise CheckpointError(f'{file} is in {layout.title}. {BLOCK_QUESTION}. {STATE_BLOCK}')

@@ -83,7 +83,7 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
         MissingCheckpointError: If the file does not exist.
         CheckpointError: If it cannot be read, has another hash than its name (:func:`check_hashed_name`), holds less
             than 90 % of the backbone's tensors, or more than a tenth beyond them; norms of returned feature maps do not
-            count. If it is of another number of heads or another kind of block; if a file of other code differs from
+            count. If it is of another width, depth, number of heads or kind of block; if a file of other code differs from
             the backbone in any tensor, or does not show its blocks (:func:`refuse_other_network`).
     """
     if '://' not in checkpoint and not os.path.exists(checkpoint):
@@ -100,14 +100,12 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     own = module.state_dict()
     mixer_residual = getattr(module, 'mixer_residual', None)
-    try:
-        renamed = with_own_names(tensors, mixer_residual)
-    except CheckpointError as error:
-        raise CheckpointError(f'checkpoint {checkpoint!r} {error}') from error
-    layout, least = None, MIN_LOADED
-    if renamed is not None:
+    layout, least, file = None, MIN_LOADED, f'checkpoint {checkpoint!r}'
+    if (renamed := with_own_names(tensors, mixer_residual, file)) is not None:
         layout, least, tensors, prefix = foreign_layout(tensors), 1, renamed, 'backbone.'
     given = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
+    if layout is not None:
+        refuse_other_network(own, given, layout, mixer_residual is not None, file)
     report = dict(
         loaded=[name for name in own if name in given and given[name].shape == own[name].shape],
         missing=[name for name in own if name not in given],
@@ -130,14 +128,14 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
         if names:
             summary += f'\n  {kind} ({len(names)}): {shorten(names)}'
     if len(loaded) < least * len(needed) or len(foreign) > len(needed) - least * len(needed):
+        differs = ', '.join(differences(own, given).values())
         raise CheckpointError(f'only {summary}\nat least {least:.0%} must match on either side: the checkpoint '
-                              'belongs to another network or arch, is merged where deploy=False or the reverse, or '
-                              f'needs another prefix. Its tensors begin with {shorten(list(tensors), 3)}'
-                              + ''.join(f'; it has {words}' for words in differences(own, given).values()))
-    try:
-        refuse_other_network(own, given, layout, mixer_residual is not None)
-    except CheckpointError as error:
-        raise CheckpointError(f'checkpoint {checkpoint!r} {error}') from error
+                              f'belongs to another network or arch{f" (it has {differs})" if differs else ""}, is '
+                              'merged where deploy=False or the reverse, or needs another prefix. Its tensors begin '
+                              f'with {shorten(list(tensors), 3)}')
+    if layout is None:
+        # A search without attention may go on in a network with it.
+        refuse_other_network(own, given, None, True, file, ignored=('attentions', 'spatial_attention'))
     module.load_state_dict({name: given[name] for name in report['loaded']}, strict=False)
     level = logging.INFO if len(loaded) == len(needed) and not foreign else logging.WARNING
     MMLogger.get_current_instance().log(level, summary)
@@ -190,12 +188,13 @@ def content_for(model: dict, content: dict, checkpoint: str | None = None) -> di
     state = find_state_dict(content, checkpoint)
     if backbone is None:
         return content
-    renamed = with_own_names(state, backbone.get('mixer_residual'))
+    file = 'it' if checkpoint is None else f'checkpoint {checkpoint!r}'
+    renamed = with_own_names(state, backbone.get('mixer_residual'), file)
     if renamed is None:
         return content
     if (foreign_layout(state) is OFFICIAL and backbone.get('mixer_residual') is None
             and Structure.read(read_foreign(state).tensors).hides_block):
-        raise CheckpointError(f'checkpoint {checkpoint!r}: {BLOCK_QUESTION}. {STATE_BLOCK}')
+        raise CheckpointError(f'{file} is in {OFFICIAL.title}. {BLOCK_QUESTION}. {STATE_BLOCK}')
     return dict(state_dict=renamed, meta={})
 
 

@@ -146,26 +146,27 @@ def to_official(content: dict, head_bias: bool = False, stage4_block: str | None
 
 
 def describe(backbone: dict) -> str:
-    """The arguments of ``meta['backbone']`` in words: the variant, a call, and the options of a command line."""
-    options = {name: value for name, value in backbone.items() if name != 'type'}
-    arch = options['arch']
-    title = f'PartialNet-{arch.upper()}' if isinstance(arch, str) else 'sizes of no variant'
-    if isinstance(arch, dict):
-        fasternet = next((name for name, (width, depths, _) in FASTERNETS.items() if 'act_cfg' in arch
-                          and (width, depths) == (arch['embed_dim'], arch['depths'])), None)
-        if fasternet is not None:
-            title = f'FasterNet-{fasternet.upper()}, as configs/ablations/fasternet_{fasternet}_in1k.py has it'
-    text = f'{title}: PartialNet({", ".join(f"{name}={value!r}" for name, value in options.items())})'
+    """The arguments of ``meta['backbone']`` as a call, with the variant and the options of a command line below it."""
+    given = {name: value for name, value in backbone.items() if name != 'type'}
+    arch = given['arch']
+    lines = [f'PartialNet({", ".join(f"{name}={value!r}" for name, value in given.items())})']
     if isinstance(arch, dict) and 'act_cfg' not in arch:
-        text += "\nNo tensor shows the activation: add act_cfg=dict(type='GELU') or dict(type='ReLU') to arch."
-    return text
+        lines.append('These are sizes of no variant. No tensor shows the activation: set act_cfg in arch.')
+    elif isinstance(arch, dict):
+        size = next(size for size, known in FASTERNETS.items() if known[:2] == (arch['embed_dim'], arch['depths']))
+        lines.append(f'This is FasterNet-{size.upper()}: configs/ablations/fasternet_{size}_in1k.py')
+    options = command_line_options(backbone)
+    if options != f'model.backbone.arch={arch}':
+        lines.append(f'On a command line: --cfg-options {options}')
+    return '\n'.join(lines)
 
 
 def command_line_options(backbone: dict) -> str:
     """The same arguments, but for the returned stages, as values of ``--cfg-options``."""
-    given = {name: value for name, value in backbone.items() if name not in ('type', 'out_indices', 'out_norm')}
     options = []
-    for name, value in given.items():
+    for name, value in backbone.items():
+        if name in ('type', 'out_indices', 'out_norm'):
+            continue
         if isinstance(value, dict):  # instead of the name that the config has
             options.append(f'model.backbone.{name}._delete_=True')
         options += _flat_options(f'model.backbone.{name}', value)

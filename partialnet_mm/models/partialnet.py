@@ -10,7 +10,6 @@ from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
-from ..checkpoint.errors import CheckpointError
 from ..checkpoint.layouts import OWN_RESIDUAL, foreign_layout, refuse_other_network, with_own_names
 from ..checkpoint.pretrained import load_pretrained, pretrained_cfg
 from ._arguments import named_arguments
@@ -393,17 +392,14 @@ class PartialNet(BaseModule):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         own_state = self.state_dict()
         given = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
-        layout = None
-        try:
-            if (renamed := with_own_names(given, self.mixer_residual)) is not None:
-                layout = foreign_layout(given)
-                given = {name.removeprefix('backbone.'): value for name, value in renamed.items()}
-                for name in [name for name in state_dict if name.startswith(prefix)]:
-                    del state_dict[name]  # torch and mmengine give each module a dict of its own
-                state_dict.update((prefix + name, value) for name, value in given.items())
-            refuse_other_network(own_state, given, layout, self.mixer_residual is not None)
-        except CheckpointError as error:
-            raise CheckpointError(f'the checkpoint {error}') from error
+        layout, file = None, 'the checkpoint'
+        if (renamed := with_own_names(given, self.mixer_residual, file)) is not None:
+            layout = foreign_layout(given)
+            given = {name.removeprefix('backbone.'): value for name, value in renamed.items()}
+            for name in [name for name in state_dict if name.startswith(prefix)]:
+                del state_dict[name]  # torch and mmengine give each module a dict of its own
+            state_dict.update((prefix + name, value) for name, value in given.items())
+        refuse_other_network(own_state, given, layout, self.mixer_residual is not None, file)
         # A mixer that learns its ratio has tensors of all channels; another mixer would take those that fit by chance.
         own = searched_layers(own_state)
         foreign = [name for name in searched_layers(state_dict)

@@ -8,14 +8,7 @@ import argparse
 
 from partialnet_mm.checkpoint import check_ending, read_checkpoint, write_checkpoint
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
-from partialnet_mm.converters.official_layout import (
-    BLOCKS,
-    LAYOUTS,
-    command_line_options,
-    describe,
-    from_official,
-    to_official,
-)
+from partialnet_mm.converters.official_layout import BLOCKS, LAYOUTS, describe, from_official, to_official
 
 
 def main() -> None:
@@ -46,10 +39,7 @@ def main() -> None:
         write_checkpoint(converted, args.target)
     except (OSError, ValueError) as error:
         parser.exit(1, f'{args.source!r} was not converted: {" ".join(str(error).split())}\n')
-    backbone = converted['meta']['backbone']
-    print(f'{args.target}: {len(converted["state_dict"])} tensors of {describe(backbone)}')
-    if not args.reverse:
-        print(f'On the command line of tools/train.py: --cfg-options {command_line_options(backbone)}')
+    print(f'{args.target}: {len(converted["state_dict"])} tensors of {describe(converted["meta"]["backbone"])}')
 
 
 if __name__ == '__main__':

@@ -229,6 +229,13 @@ def test_weights_of_other_heads_do_not_load_with_a_warning(load, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_another_depth_does_not_load_with_a_warning(tiny_arch, tmp_path):
+    deep = dict(tiny_arch, depths=(1, 1, 20, 1))
+    path = write(PartialNet(deep).state_dict(), tmp_path / 'c.pth')
+    with pytest.raises(ValueError, match=r'is of another PartialNet: it has depths \(1, 1, 20, 1\) and not'):
+        load_pretrained(PartialNet(dict(deep, depths=(1, 1, 19, 1))), path, 'backbone.')
+
+
 @pytest.mark.parametrize('residual, types', [((False, False, False, True), OFFICIAL_TYPES), (False, FASTERNET_TYPES)])
 @torch.no_grad()
 def test_a_file_that_hides_its_blocks_needs_a_network_that_states_them(residual, types, tiny_arch, tmp_path):

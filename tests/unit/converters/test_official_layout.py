@@ -202,7 +202,7 @@ def test_fasternet_of_timm_and_of_its_own_code(size, randomize_norms):
     state = theirs.state_dict()
     converted = from_official(state)
     cfg = dict(converted['meta']['backbone'])
-    assert describe(cfg).startswith(f'FasterNet-{size.upper()}, as configs/ablations/fasternet_{size}_in1k.py has it: ')
+    assert f'This is FasterNet-{size.upper()}: configs/ablations/fasternet_{size}_in1k.py\n' in describe(cfg)
     shipped = Config.fromfile(ROOT / f'configs/ablations/fasternet_{size}_in1k.py').model
     for name in ('embed_dim', 'depths', 'num_heads', 'act_cfg'):
         assert cfg['arch'][name] == shipped.backbone.arch[name], name
@@ -415,9 +415,11 @@ def test_meta_names_the_variant(arch):
 
 
 @pytest.mark.parametrize('arch, heads, spatial, expected', [
-    ('t0-appendix', 4, False, "PartialNet-T0-APPENDIX: PartialNet(arch='t0-appendix', spatial_attention='none')"),
-    ('t1-appendix', 4, True, "PartialNet-T1-APPENDIX: PartialNet(arch='t1-appendix', num_heads=4)"),
-    ('t1', 6, True, "PartialNet-T1: PartialNet(arch='t1')"),
+    ('t0-appendix', 4, False, "PartialNet(arch='t0-appendix', spatial_attention='none')\nOn a command line: "
+     '--cfg-options model.backbone.arch=t0-appendix model.backbone.spatial_attention=none'),
+    ('t1-appendix', 4, True, "PartialNet(arch='t1-appendix', num_heads=4)\nOn a command line: --cfg-options "
+     'model.backbone.arch=t1-appendix model.backbone.num_heads=4'),
+    ('t1', 6, True, "PartialNet(arch='t1')"),
 ])
 def test_what_is_printed_builds_the_network(arch, heads, spatial, expected):
     """Both of the files that the author has published, as the official config files of that time describe them."""

@@ -12,22 +12,6 @@ from partialnet_mm.models import (
     PartialSpatialAttention,
 )
 
-FASTERNETS = dict(t0=(40, (1, 2, 8, 2), 'GELU'), s=(128, (1, 2, 13, 2), 'ReLU'))
-
-
-@pytest.mark.parametrize('size', FASTERNETS)
-def test_without_attention_it_is_timms_fasternet(size, randomize_norms):
-    timm = pytest.importorskip('timm')
-    embed_dim, depths, act = FASTERNETS[size]
-    theirs = randomize_norms(timm.create_model(f'fasternet_{size}', num_classes=0)).eval()
-    ours = PartialNet(dict(embed_dim=embed_dim, depths=depths, num_heads=1, act_cfg=dict(type=act)),
-                      token_mixers='partial_conv', spatial_attention='none').eval()
-    ours.load_state_dict({name: value for name, value in theirs.state_dict().items()
-                          if not name.startswith(('conv_head', 'classifier'))}, strict=True)
-    x = torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x)[0], theirs.forward_features(x), rtol=1e-4, atol=1e-4)
-
 
 def test_full_channel_attention(randomize_norms):
     layer = randomize_norms(PartialChannelAttention(8, 0.25, attend_all=True)).eval()
