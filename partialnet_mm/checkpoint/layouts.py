@@ -139,8 +139,8 @@ def find_prefix(names: Iterable[str], stem: str, file: str = 'it') -> str | None
     found = [name[:-len(stem)] for name in names if name.endswith(stem)]
     if not found or len(found) == 1 and re.fullmatch(rf'(({"|".join(WRAPPERS)})\.)*', found[0]):
         return found[0] if found else None
-    raise CheckpointError(f'{file} holds {", ".join(prefix + stem for prefix in found)}: one network is needed, with any '
-                          f'of the prefixes {", ".join(f"{wrapper}." for wrapper in WRAPPERS)} or none')
+    networks, allowed = ', '.join(prefix + stem for prefix in found), ', '.join(f'{wrapper}.' for wrapper in WRAPPERS)
+    raise CheckpointError(f'{file} holds {networks}: one network is needed, with any of the prefixes {allowed} or none')
 
 
 def read_foreign(state: Mapping[str, Tensor], file: str = 'it') -> ForeignState | None:
@@ -216,6 +216,18 @@ def with_own_names(state: Mapping[str, Any], mixer_residual: bool | Sequence[boo
     return {**named, **found.parts, **{name: tensors[name] for name in found.unknown}}
 
 
+def around_backbone(state: Mapping[str, Any], file: str = 'it') -> dict[str, Any] | None:
+    """As :func:`with_own_names`, but the network keeps the other code's names behind 'backbone.'.
+
+    PartialNet reads them when it loads them, and knows by its own arguments what no tensor shows.
+    """
+    named = with_own_names(state, file=file)
+    layout = foreign_layout(state)
+    return None if named is None else {
+        f'backbone.{layout.foreign_name(name[len("backbone."):])}' if name.startswith('backbone.') else name:
+        foreign_value(name, value) if name.startswith('backbone.') else value for name, value in named.items()}
+
+
 class Structure(NamedTuple):
     """What tensors show of the PartialNet that they are of."""
 
@@ -237,8 +249,9 @@ class Structure(NamedTuple):
             'channel' if any('.token_mixer.gate.' in name for name in stage) else
             'self' if any(re.search(r'\.token_mixer\.(qkv|proj|position_bias)\.', name) for name in stage) else 'none'
             for stage in stages)
-        stated = [[bool(value.any()) for name, value in stage.items() if name.endswith(f'.{OWN_RESIDUAL}')]
-                  for stage in stages]
+        # A tensor without values is of a mixer whose own choice was changed, too.
+        stated = [[kind != 'self' if value.is_meta else bool(value.any()) for name, value in stage.items()
+                   if name.endswith(f'.{OWN_RESIDUAL}')] for stage, kind in zip(stages, attentions)]
         stem = tensors.get(STEM)
         return cls(
             embed_dim=len(stem) if stem is not None and stem.dim() else 0,
@@ -257,7 +270,7 @@ class Structure(NamedTuple):
 
 #: What tensors show of a network beside heads and blocks, and how messages call it.
 STRUCTURE = dict(embed_dim='embed_dim', depths='depths', attentions='attention of its token mixers',
-              spatial_attention='spatial attention')
+                 spatial_attention='spatial attention')
 #: Why the block of stage 4 has to be stated.
 BLOCK_QUESTION = (
     'No tensor shows the block of its stage 4, because its token mixers have no attention: the official code of '
@@ -276,8 +289,8 @@ def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[
     if STEM not in own or STEM not in given:
         return {}
     here, there = Structure.read(own), Structure.read(given)
-    found = {field: f'{words} {getattr(there, field)} and not {getattr(here, field)}' for field, words in STRUCTURE.items()
-             if getattr(there, field) != getattr(here, field)}
+    found = {what: f'{words} {getattr(there, what)} and not {getattr(here, what)}' for what, words in STRUCTURE.items()
+             if getattr(there, what) != getattr(here, what)}
     if None not in (here.num_heads, there.num_heads) and here.num_heads != there.num_heads:
         found['num_heads'] = f'num_heads {there.num_heads} and not {here.num_heads}'
     for stage, (mine, theirs) in enumerate(zip(here.residuals, there.residuals)):

@@ -11,17 +11,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, MissingCheckpointError
 from .hashed_name import check_hashed_name
-from .layouts import (
-    BLOCK_QUESTION,
-    OFFICIAL,
-    STATE_BLOCK,
-    Structure,
-    differences,
-    foreign_layout,
-    read_foreign,
-    refuse_other_network,
-    with_own_names,
-)
+from .layouts import around_backbone, differences, foreign_layout, refuse_other_network, with_own_names
 from .reader import read_checkpoint
 
 #: Least fraction of the backbone's tensors that a checkpoint must hold.
@@ -83,8 +73,8 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
         MissingCheckpointError: If the file does not exist.
         CheckpointError: If it cannot be read, has another hash than its name (:func:`check_hashed_name`), holds less
             than 90 % of the backbone's tensors, or more than a tenth beyond them; norms of returned feature maps do not
-            count. If it is of another width, depth, number of heads or kind of block; if a file of other code differs from
-            the backbone in any tensor, or does not show its blocks (:func:`refuse_other_network`).
+            count. If it is of another width, depth, number of heads or kind of block; if a file of other code differs
+            from the backbone in any tensor, or does not show its blocks (:func:`refuse_other_network`).
     """
     if '://' not in checkpoint and not os.path.exists(checkpoint):
         raise MissingCheckpointError(
@@ -179,33 +169,24 @@ def content_for(model: dict, content: dict, checkpoint: str | None = None) -> di
 
     Returns:
         The content as it is, if it is of no other code or the model has no PartialNet. Otherwise 'state_dict', see
-        :func:`with_own_names`, and an empty 'meta'.
+        :func:`around_backbone`, and an empty 'meta'.
 
     Raises:
-        CheckpointError: If it does not show the blocks of its stage 4, and the config does not state them.
+        CheckpointError: If it holds no state dict, or several networks.
     """
-    backbone = _find_partialnet(model)
-    state = find_state_dict(content, checkpoint)
-    if backbone is None:
+    if not _builds_partialnet(model):
         return content
-    file = 'it' if checkpoint is None else f'checkpoint {checkpoint!r}'
-    renamed = with_own_names(state, backbone.get('mixer_residual'), file)
-    if renamed is None:
-        return content
-    if (foreign_layout(state) is OFFICIAL and backbone.get('mixer_residual') is None
-            and Structure.read(read_foreign(state).tensors).hides_block):
-        raise CheckpointError(f'{file} is in {OFFICIAL.title}. {BLOCK_QUESTION}. {STATE_BLOCK}')
-    return dict(state_dict=renamed, meta={})
+    renamed = around_backbone(find_state_dict(content, checkpoint),
+                              'it' if checkpoint is None else f'checkpoint {checkpoint!r}')
+    return content if renamed is None else dict(state_dict=renamed, meta={})
 
 
-def _find_partialnet(cfg: object) -> dict | None:
-    """The first config of a PartialNet within a config."""
+def _builds_partialnet(cfg: object) -> bool:
     if isinstance(cfg, dict):
         kind = cfg.get('type')
-        if (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1] == 'PartialNet':
-            return cfg
-    values = cfg.values() if isinstance(cfg, dict) else cfg if isinstance(cfg, (list, tuple)) else ()
-    return next((found for found in map(_find_partialnet, values) if found is not None), None)
+        name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+        return name.split('.')[-1] == 'PartialNet' or any(map(_builds_partialnet, cfg.values()))
+    return isinstance(cfg, (list, tuple)) and any(map(_builds_partialnet, cfg))
 
 
 def _without_output_norms(names: Iterable[str]) -> list[str]:

@@ -18,8 +18,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ...checkpoint import CheckpointError, MissingCheckpointError, read_checkpoint, register_loader
+from ...checkpoint.layouts import foreign_layout, refuse_other_network, with_own_names
 from ...checkpoint.pretrained import content_for, find_state_dict
-from ...models import require_patconv
+from ...models import PartialNet, require_patconv
 from ...preflight import check_config, errors_in, format_findings
 from .own_data import apply_own_data_settings
 
@@ -211,6 +212,13 @@ def require_fit(model: nn.Module, content: dict, checkpoint: str, least: float) 
     model = model.module if is_model_wrapper(model) else model
     given = {name.removeprefix('module.'): value for name, value in find_state_dict(content, checkpoint).items()
              if isinstance(value, Tensor)}
+    backbone = getattr(model, 'backbone', None)
+    renamed = with_own_names(given, backbone.mixer_residual) if isinstance(backbone, PartialNet) else None
+    if renamed is not None:
+        network = {name.removeprefix('backbone.'): value for name, value in renamed.items()}
+        refuse_other_network(backbone.state_dict(), network, foreign_layout(given),
+                             backbone.mixer_residual is not None, f'checkpoint {checkpoint!r}')
+        given = renamed
     own = model.state_dict()
     wrong = [f'{name} is missing' for name in own if name not in given]
     wrong += [f'{name} is {tuple(given[name].shape)}, not {tuple(value.shape)}' for name, value in own.items()
