@@ -102,9 +102,10 @@ def load_from_unpublished(filename: str, map_location: Any = None) -> None:
     """Raises an error where a library loads weights that this project does not have, so that none predicts without."""
     name = filename[len(UNPUBLISHED):]
     raise FileNotFoundError(
-        f'this project has no weights of {name!r} (docs/checkpoints.md names those that others have published: T0 and T1 '
-        f'of the author of the paper, and FasterNet). Train them with {config_path(name)!r} (tools/train.py, or mim train partialnet_mm) and pass the '
-        'checkpoint as pretrained=FILE; pretrained=False builds the model with random weights')
+        f'this project has no weights of {name!r} (docs/checkpoints.md names those that others have published: T0 and '
+        f'T1 of the author of the paper, and FasterNet). Train them with {config_path(name)!r} (tools/train.py, or mim '
+        'train partialnet_mm) and pass the checkpoint as pretrained=FILE; pretrained=False builds the model with '
+        'random weights')
 
 
 def _find_root() -> Path:

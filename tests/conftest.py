@@ -20,6 +20,7 @@ def restored_state() -> Iterator[None]:
     mmengine has no public functions that return or remove its instances and loaders.
     """
     dtype, threads, tuned = torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     schemes = dict(CheckpointLoader._schemes)
     instances = {manager: dict(manager._instance_dict) for manager in (
         DefaultScope, MMLogger, MessageHub, Visualizer)}
@@ -34,6 +35,7 @@ def restored_state() -> Iterator[None]:
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = tuned
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
     CheckpointLoader._schemes = schemes
 
 

@@ -1,6 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """What goes wrong with a checkpoint, in one sentence that names the file."""
 
+TRUST_HINT = 'If you trust where it comes from: --trust-checkpoint'
+
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read, or belongs to another network. Tools print it without a traceback."""

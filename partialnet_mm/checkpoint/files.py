@@ -2,13 +2,13 @@
 """Which checkpoint of a folder a training goes on from."""
 import os
 import re
-import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from .errors import CheckpointError
 from .reader import read_checkpoint
 
 #: mmengine's name for the file that names the newest checkpoint.
@@ -18,13 +18,14 @@ Position = tuple[int, int]
 
 
 class Choice(NamedTuple):
-    """The checkpoint to resume from, or None.
+    """The checkpoint to resume from and its content, or None for both.
 
     ``skipped`` are newer checkpoints that cannot be used, each with its reason.
     ``left`` are newer checkpoints of other trainings.
     """
 
     path: str | None
+    content: dict | None
     skipped: list[tuple[str, str]]
     left: list[str]
 
@@ -42,7 +43,7 @@ def choose_checkpoint(folder: str, template: str, verify: Callable[[str], dict],
         folder: Folder of the checkpoints.
         template: Their names, with ``{}`` for the number, such as
             'epoch_{}.pth'.
-        verify: Returns ``meta`` of a checkpoint, or raises a ValueError if
+        verify: Returns the content of a checkpoint, or raises a ValueError if
             it cannot be used.
         pointer: Content of the pointer file. Only its file name counts, since
             the folder may have moved.
@@ -63,16 +64,17 @@ def choose_checkpoint(folder: str, template: str, verify: Callable[[str], dict],
             skipped.append((path, str(error)))
             return None
 
-    chosen, last = next(((name, meta) for name in names[first:] if (meta := usable(name)) is not None), (None, {}))
+    chosen, content = next(((name, found) for name in names[first:] if (found := usable(name)) is not None),
+                           (None, None))
     left = []
     for name in names[:first]:
-        meta = usable(name)
-        if meta is not None and chosen == names[first] and same_run(meta, last):
-            chosen = name
+        found = usable(name)
+        if found is not None and chosen == names[first] and same_run(found['meta'], content['meta']):
+            chosen, content = name, found
             break
-        if meta is not None:
+        if found is not None:
             left.append(os.path.join(folder, name))
-    return Choice(chosen and os.path.join(folder, chosen), skipped, left)
+    return Choice(chosen and os.path.join(folder, chosen), content, skipped, left)
 
 
 def same_run(meta: dict, last: dict) -> bool:
@@ -128,17 +130,16 @@ def position_in_name(epochs: int, iterations: int) -> str:
     return f'{epochs}_iter_{iterations}'
 
 
-def verify_checkpoint(path: str, model: nn.Module) -> dict[str, Any]:
-    """Makes sure that a training can resume a checkpoint exactly.
+def verify_checkpoint(path: str, model: nn.Module, trust: bool = False) -> dict[str, Any]:
+    """Reads a checkpoint and makes sure that a training can resume it exactly.
 
-    Every byte is compared with the file's checksums, which ``torch.load`` does
-    not do. The content must be data only. It must hold the weights of all
-    parameters and buffers of the model, in their shapes, and the state of the
-    training.
+    It must hold the weights of all parameters and buffers of the model, in
+    their shapes, and the state of the training.
 
     Args:
         path: A local file.
         model: The model that resumes.
+        trust: As of :func:`read_checkpoint`. Defaults to False.
 
     Returns:
         Content of the checkpoint.
@@ -146,19 +147,10 @@ def verify_checkpoint(path: str, model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: With what is wrong.
     """
-    if not os.path.lexists(path):
-        raise ValueError('it does not exist')
-    if not os.path.isfile(path):
-        raise ValueError(f'it is {"a folder" if os.path.isdir(path) else "not a regular file"}')
-    size = os.path.getsize(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # zipfile raises many types for damaged headers
-        raise ValueError(f'it is truncated or damaged ({size} bytes; {error})') from error
-    if damaged is not None:
-        raise ValueError(f'it is damaged: the checksum of its record {damaged!r} is wrong')
-    checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, trust)
+    except CheckpointError as error:
+        raise ValueError('it ' + str(error).removeprefix(f'checkpoint {path!r} ')) from error
     _check_training(checkpoint)
     given = checkpoint['state_dict']
     for name, own in model.state_dict().items():

@@ -1,8 +1,9 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """mmengine's loading of checkpoints, by :func:`read_checkpoint`."""
 import os
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from mmengine.fileio import get_local_path
 from mmengine.runner import CheckpointLoader
@@ -24,7 +25,7 @@ SCHEMES = ('', 'http://', 'https://', 'pavi://', r'(\S+\:)?s3://', r'(\S+\:)?pet
            'torchvision://', 'open-mmlab://', 'openmmlab://', 'mmcls://')
 
 
-def register_loader(trust: bool = False, opened: Mapping[str, dict] | None = None) -> None:
+def register_loader(trust: bool = False) -> None:
     """Makes mmengine read every checkpoint by :func:`read_checkpoint`: ``load_from``, resume, any ``init_cfg``.
 
     What an address or the name of a model zoo stands for is fetched to a temporary file first. This changes mmengine
@@ -32,14 +33,11 @@ def register_loader(trust: bool = False, opened: Mapping[str, dict] | None = Non
 
     Args:
         trust: As of :func:`read_checkpoint`. Defaults to False.
-        opened: Contents that are read already, by path. Each is given out once, so that a file is opened once.
     """
-    opened = dict(opened or {})
-
     # mmengine takes what follows the tenth letter for the name of the loader, and logs it.
     def load_from_data(filename: str, map_location: object = None) -> dict:
         """Reads a checkpoint; its tensors stay on the CPU, and are copied to the model wherever it is."""
-        content = opened.pop(filename, None) or _fetch(filename, trust)
+        content = _fetch(filename, trust)
         state_dict = find_state_dict(content, filename)
         # mmengine would leave the module as it is, with a warning.
         if not any(isinstance(value, Tensor) for value in state_dict.values()):
@@ -47,6 +45,23 @@ def register_loader(trust: bool = False, opened: Mapping[str, dict] | None = Non
         return _backbone_of(state_dict) if filename.startswith('mmcls://') else content
 
     CheckpointLoader.register_scheme(SCHEMES, load_from_data, force=True)
+
+
+def hand_over(path: str, content: dict) -> None:
+    """Lets mmengine's next loading of a path return what is read already, so that the file is opened once.
+
+    What was checked is then what is loaded. Later loadings of this path read the file as data.
+
+    Args:
+        path: The file, named as mmengine is going to name it.
+        content: What :func:`read_checkpoint` has returned.
+    """
+    contents = [content]
+
+    def load_from_opened(filename: str, map_location: object = None) -> dict:
+        return contents.pop() if contents else _fetch(filename, trust=False)
+
+    CheckpointLoader.register_scheme(rf'{re.escape(path)}\Z', load_from_opened, force=True)
 
 
 def _fetch(name: str, trust: bool) -> dict:

@@ -91,6 +91,9 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
                         help='ways to run, each network in each; compile is torch.compile with frozen weights, which '
                         'takes up to minutes per network (default: eager channels_last)')
     parser.add_argument('--amp', choices=list(AMP), help='autocast to that type (default: float32)')
+    parser.add_argument('--tf32', action='store_true',
+                        help='on a GPU, compute products and convolutions of float32 in TF32 (default: neither; torch '
+                        'by itself takes TF32 for convolutions only)')
     parser.add_argument('--turn', type=float, default=0.1, metavar='SECONDS',
                         help='a network runs for that long in each round, at least one pass (default: 0.1)')
     parser.add_argument('--csv', type=output_file, metavar='FILE', help='also write all figures there')
@@ -120,6 +123,11 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f'torch.compile needs the C++ compiler {compiler!r}, which is not on the PATH')
     if args.amp is not None:
         check_amp(args.amp, args.device)
+
+
+def number_format(args: argparse.Namespace) -> str:
+    """What the networks compute in, for tables."""
+    return args.amp or ('TF32' if args.tf32 else 'float32')
 
 
 def check_amp(amp: str, device: str) -> None:
@@ -225,7 +233,7 @@ def rows_of(times: Times, networks: dict[str, Network], args: argparse.Namespace
         over = ratio(times, (name, mode), (reference, mode)) if compared else None
         rows.append(dict(
             network=name, mode=mode, height=images.shape[2], width=images.shape[3], batch=args.batch,
-            amp=args.amp or 'float32', ms=ms.median, ms_low=ms.low, ms_high=ms.high,
+            amp=number_format(args), ms=ms.median, ms_low=ms.low, ms_high=ms.high,
             images_per_second=1e3 * args.batch / ms.median, reference=reference if compared else None,
             ratio=over and over.median, ratio_low=over and over.low, ratio_high=over and over.high,
             norms_merged=norms.merged, norms_left=norms.left, rounds=args.rounds,
@@ -313,7 +321,7 @@ def draw_pictures(times: Times, networks: dict[str, Network], kind: str, args: a
                    if (mode := best_mode(times, name, kind))}
         label = 'throughput (images/s)' if args.batch > 1 else 'latency of one image (ms)'
         title = (f'{describe_machine(args.device)}, {kind}, faster memory format of each, batch {args.batch}, '
-                 f'{args.amp or "float32"}')
+                 f'{number_format(args)}')
         draw([(known[name].printed, args.batch / median if args.batch > 1 else 1e3 * median)
               for name, median in medians.items()], f'{label}, measured', title, args.picture)
     if args.flops_picture:
@@ -326,6 +334,7 @@ def main() -> None:
     parser, args = parse_args()
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
     try:
         check(args)
         networks = {name: load(name, args) for name in progress(args.networks, 'building')}
@@ -344,7 +353,7 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-    print(f'{describe_machine(args.device)}, {args.amp or "float32"}, {args.rounds} alternating rounds\n')
+    print(f'{describe_machine(args.device)}, {number_format(args)}, {args.rounds} alternating rounds\n')
     print_modes(rows)
     print_best(times, networks, args)
     kind = next(kind for kind in KINDS if any(mode in args.modes for mode in KINDS[kind]))

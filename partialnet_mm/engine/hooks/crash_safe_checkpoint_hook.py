@@ -18,7 +18,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, R
 from torch import nn
 
 from ...checkpoint.atomic import UNFINISHED, write_atomically
-from ...checkpoint.errors import ResumeError
+from ...checkpoint.errors import TRUST_HINT, CheckpointError, ResumeError
 from ...checkpoint.files import (
     POINTER,
     choose_checkpoint,
@@ -27,6 +27,7 @@ from ...checkpoint.files import (
     position_of,
     verify_checkpoint,
 )
+from ...checkpoint.loader import hand_over
 from ._folder_lock import FolderLock
 from ._random_state import check_random_state, get_random_state, set_random_state
 from ._training_state import plain_checkpoint, restore_hub, restore_schedulers
@@ -100,6 +101,8 @@ class CrashSafeCheckpointHook(CheckpointHook):
             save_last=save_last, save_best=save_best, rule=rule, greater_keys=greater_keys, less_keys=less_keys,
             filename_tmpl=filename_tmpl, backend_args=backend_args, published_keys=published_keys,
             save_begin=save_begin)
+        #: Whether a checkpoint to resume from may carry code: ``--trust-checkpoint``.
+        self.trust_checkpoint = False
         self._locks: list[FolderLock] = []
         self._resumed: dict = {}
         self._trains = False
@@ -165,13 +168,14 @@ class CrashSafeCheckpointHook(CheckpointHook):
             self._repair_pointer(runner, folder, verify)
         elif os.path.lexists(runner._load_from):
             try:
-                verify(runner._load_from)
+                hand_over(runner._load_from, verify(runner._load_from))
             except ValueError as error:
-                raise ResumeError(f'cannot resume from {runner._load_from!r}: {error}') from error
+                hint = f'\n{TRUST_HINT}' if isinstance(error.__cause__, CheckpointError) else ''
+                raise ResumeError(f'cannot resume from {runner._load_from!r}: {error}{hint}') from error
 
     def _verify(self, runner: Runner, path: str) -> dict:
-        """Returns ``meta`` of a checkpoint that this training can resume; raises otherwise."""
-        checkpoint = verify_checkpoint(path, _unwrapped(runner.model))
+        """Returns the content of a checkpoint that this training can resume; raises otherwise."""
+        checkpoint = verify_checkpoint(path, _unwrapped(runner.model), self.trust_checkpoint)
         meta = checkpoint['meta']
         restore_hub(checkpoint['message_hub'])
         if runner.param_schedulers is not None and 'param_schedulers' in checkpoint:
@@ -184,7 +188,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError('its meta is damaged: a position or a seed is no number')
         _check_fit(runner, checkpoint)
-        return meta
+        return checkpoint
 
     def _repair_pointer(self, runner: Runner, folder: str, verify: Callable[[str], dict]) -> None:
         pointer = os.path.join(runner.work_dir, POINTER)
@@ -202,6 +206,7 @@ class CrashSafeCheckpointHook(CheckpointHook):
         if choice.path is not None:
             runner.logger.info(f'resume takes {choice.path!r}, the newest checkpoint that loads whole')
             write_atomically(choice.path.encode(), pointer)
+            hand_over(choice.path, choice.content)
             self._forks = bool(choice.skipped or choice.left)
             return
         if choice.skipped or choice.left:

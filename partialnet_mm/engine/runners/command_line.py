@@ -18,10 +18,13 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ...checkpoint import CheckpointError, MissingCheckpointError, read_checkpoint, register_loader
+from ...checkpoint.errors import TRUST_HINT
 from ...checkpoint.layouts import foreign_layout, refuse_other_network, with_own_names
+from ...checkpoint.loader import hand_over
 from ...checkpoint.pretrained import content_for, find_state_dict
 from ...models import PartialNet, require_patconv
 from ...preflight import check_config, errors_in, format_findings
+from ..hooks import CrashSafeCheckpointHook
 from .own_data import apply_own_data_settings
 
 
@@ -121,9 +124,9 @@ def read_trusted(checkpoint: str, model: dict) -> dict:
     except MissingCheckpointError:
         raise
     except CheckpointError as error:
-        raise CheckpointError(f'{error}\nIf you trust where it comes from: --trust-checkpoint') from error
+        raise CheckpointError(f'{error}\n{TRUST_HINT}') from error
     content = content_for(model, content, checkpoint)
-    register_loader(opened={checkpoint: content})
+    hand_over(checkpoint, content)
     return content
 
 
@@ -147,7 +150,6 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
             to another network, and ``trust_checkpoint`` is not set; or if a
             ``conv_cfg`` of type 'PATConv' has replaced no layer.
     """
-    content = read_trusted(cfg.load_from, cfg.model) if cfg.get('load_from') and not trust_checkpoint else None
     if not torch.cuda.is_available():
         if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
             for option in ('loss_scale', 'dtype', 'use_fsdp'):
@@ -166,8 +168,14 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
                 **(cfg.get('model_wrapper_cfg') or {}))
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     require_patconv(runner.model, cfg.model)
-    if content is not None and not cfg.get('resume'):
-        require_fit(runner.model, content, cfg.load_from, least_fit)
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CrashSafeCheckpointHook)]
+    for hook in hooks:
+        hook.trust_checkpoint = trust_checkpoint
+    # The hook reads what a training resumes from.
+    if cfg.get('load_from') and not trust_checkpoint and not (hooks and cfg.get('resume')):
+        content = read_trusted(cfg.load_from, cfg.model)
+        if not cfg.get('resume'):
+            require_fit(runner.model, content, cfg.load_from, least_fit)
     return runner
 
 

@@ -12,6 +12,7 @@ from mmengine.runner.checkpoint import _load_checkpoint, get_mmcls_models, get_t
 from torch import nn
 
 from partialnet_mm.checkpoint import loader, register_loader, write_checkpoint
+from partialnet_mm.checkpoint.loader import hand_over
 from tests.helpers.hostile_checkpoints import KINDS
 
 
@@ -78,9 +79,10 @@ def test_trust(tmp_path):
 
 
 def test_what_is_read_already_is_not_opened_again(weights):
+    register_loader()
     content = dict(state_dict=dict(weight=torch.ones(1)))
-    register_loader(opened={weights: content, 'gone.pth': content})
     for path in (weights, 'gone.pth'):
+        hand_over(path, content)
         assert _load_checkpoint(path) is content
     assert set(_load_checkpoint(weights)['state_dict']) == {'backbone.weight', 'backbone.bias'}
     with pytest.raises(FileNotFoundError, match="'gone.pth' does not exist"):

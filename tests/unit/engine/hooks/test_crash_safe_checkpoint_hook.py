@@ -1,10 +1,13 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """What is saved stays, whatever happens to the newest file, the pointer or the disk."""
+import builtins
 import errno
+import io
 import os
 import random
 import shutil
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,17 +80,17 @@ def of_other_shape(path):
 
 
 DAMAGE = dict(
-    empty=(lambda path: truncate(path, 0), 'truncated or damaged (0 bytes'),
-    first_bytes_only=(lambda path: truncate(path, 100), 'truncated or damaged (100 bytes'),
+    empty=(lambda path: truncate(path, 0), 'it (0 bytes) cannot be read: it is neither a'),
+    first_bytes_only=(lambda path: truncate(path, 100), 'it (100 bytes) cannot be read: it is truncated or damaged'),
     half=(lambda path: truncate(path, path.stat().st_size // 2), 'truncated or damaged'),
     last_byte_missing=(lambda path: truncate(path, path.stat().st_size - 1), 'truncated or damaged'),
-    bit_of_a_weight=(lambda path: flip_bit(path, offset_of_weights(path)), 'the checksum of its record'),
-    first_byte=(lambda path: flip_bit(path, 0), 'damaged'),
+    bit_of_a_weight=(lambda path: flip_bit(path, offset_of_weights(path)), 'Bad CRC-32'),
+    first_byte=(lambda path: flip_bit(path, 0), 'it is neither a'),
     text=(lambda path: path.write_text('<html>404</html>'), 'truncated or damaged'),
     weights_only=(lambda path: save_without(path, 'optimizer'), 'it has no optimizer'),
     no_position=(lambda path: save_without(path, 'meta'), 'it has no meta'),
     folder=(lambda path: (path.unlink(), path.mkdir()), 'it is a folder'),
-    fifo=(lambda path: (path.unlink(), os.mkfifo(path)), 'it is not a regular file'),
+    fifo=(lambda path: (path.unlink(), os.mkfifo(path)), 'it is a pipe, a device or a socket'),
     meta_is_a_list=(lambda path: save_with(path, meta=[1]), 'its meta has the wrong type'),
     position_is_text=(lambda path: save_with(path, 'meta', iter='9'), 'its meta.iter has the wrong type'),
     weights_are_numbers=(lambda path: save_with(path, 'state_dict', **{'head.bias': 3}), 'it has no head.bias'),
@@ -112,6 +115,34 @@ def test_resume_skips_a_damaged_checkpoint_and_says_why(trained, work_dir, damag
     assert f"resume skips '{work_dir / 'epoch_3.pth'}'" in said.out + said.err
     assert reason in said.out + said.err
     assert fingerprint(runner.model) == trained[1], 'epoch 3 was trained again, and it is the same'
+
+
+@pytest.mark.parametrize('options', [{}, dict(load_from='epoch_3.pth')])
+def test_a_resumed_file_is_opened_once(trained, work_dir, options, monkeypatch):
+    """What was checked is what is loaded, even if the file changes in between."""
+    path = str(work_dir / 'epoch_3.pth')
+    opened = []
+    for owner, name in ((os, 'open'), (builtins, 'open'), (io, 'open')):
+        def spy(file, *args, original=getattr(owner, name), **kwargs):
+            opened.append(file)
+            return original(file, *args, **kwargs)
+        monkeypatch.setattr(owner, name, spy)
+    build_runner(work_dir, resume=True, **{key: str(work_dir / name) for key, name in options.items()}).train()
+    assert opened.count(path) == 1
+
+
+def test_trust(work_dir, capfd):
+    """A file with code is skipped, and loaded with the one way round."""
+    path = work_dir / 'epoch_3.pth'
+    content = torch.load(path, weights_only=False)
+    torch.save(dict(content, extra=Path(path)), path)
+    for trust, iterations in ((True, 12), (False, 12)):
+        runner = build_runner(work_dir, resume=True)
+        next(hook for hook in runner.hooks if isinstance(hook, CrashSafeCheckpointHook)).trust_checkpoint = trust
+        runner.train()
+        assert runner.iter == iterations
+        assert (f"resume skips '{path}': it (" in ''.join(capfd.readouterr())) is not trust
+        (work_dir / 'epoch_4.pth').unlink()
 
 
 def test_checkpoints_hold_plain_data_only(work_dir):
@@ -186,7 +217,8 @@ def test_nothing_usable_stops_instead_of_starting_anew(work_dir):
         truncate(work_dir / name, 1000)
     with pytest.raises(RuntimeError, match='none of the checkpoints in') as stopped:
         build_runner(work_dir, resume=True).train()
-    assert all(f'epoch_{i}.pth: it is truncated or damaged (1000 bytes' in str(stopped.value) for i in (1, 2, 3))
+    assert all(f'epoch_{i}.pth: it (1000 bytes) cannot be read: it is truncated' in str(stopped.value)
+               for i in (1, 2, 3))
 
 
 @pytest.mark.parametrize('resume', [False, True])
@@ -205,7 +237,7 @@ def test_nothing_to_resume_starts(tmp_path):
 
 def test_a_checkpoint_named_for_resuming_is_verified(work_dir):
     flip_bit(work_dir / 'epoch_2.pth', offset_of_weights(work_dir / 'epoch_2.pth'))
-    with pytest.raises(ValueError, match=r'cannot resume from .*epoch_2\.pth.*checksum'):
+    with pytest.raises(ValueError, match=r'cannot resume from .*epoch_2\.pth.*CRC'):
         build_runner(work_dir / 'new', resume=True, load_from=str(work_dir / 'epoch_2.pth')).train()
 
 
@@ -320,10 +352,11 @@ def test_the_pointer_names_the_training(tmp_path, pointer, expected, left):
         epoch = int(os.path.basename(path)[len('epoch_'):-len('.pth')])
         if runs[epoch] is None:
             raise ValueError('damaged')
-        return dict(run=runs[epoch], iter=epoch)
+        return dict(meta=dict(run=runs[epoch], iter=epoch))
 
     choice = choose_checkpoint(str(tmp_path), 'epoch_{}.pth', verify, pointer)
     assert choice.path == (expected and str(tmp_path / expected))
+    assert (choice.content and f"epoch_{choice.content['meta']['iter']}.pth") == expected
     assert choice.left == [str(tmp_path / name) for name in left]
 
 
@@ -352,7 +385,7 @@ def test_order_of_names(tmp_path):
     assert list_checkpoints(str(tmp_path), 'epoch_{}.pth') == [
         'epoch_10.pth', 'epoch_9_iter_33.pth', 'epoch_9_iter_8.pth', 'epoch_9.pth', 'epoch_2.pth']
     assert list_checkpoints(str(tmp_path / 'nowhere'), 'epoch_{}.pth') == []
-    assert choose_checkpoint(str(tmp_path / 'nowhere'), 'epoch_{}.pth', print) == (None, [], [])
+    assert choose_checkpoint(str(tmp_path / 'nowhere'), 'epoch_{}.pth', print) == (None, None, [], [])
 
 
 def test_checkpoints_elsewhere_are_found(tmp_path):
