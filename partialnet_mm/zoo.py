@@ -19,7 +19,7 @@ from mmengine.runner import CheckpointLoader
 #: Folders of configs whose models are mmpretrain's classifiers.
 CLASSIFIER_FOLDERS = ('pretrain', 'ablations', 'cifar10', 'dpconv')
 
-#: The prefix, in a metafile, of weights that are not published.
+#: The prefix, in a metafile, of weights that this project does not have.
 UNPUBLISHED = 'unpublished://'
 
 
@@ -99,12 +99,13 @@ def register_with_mmpretrain() -> bool:
 
 @CheckpointLoader.register_scheme(prefixes=UNPUBLISHED, force=True)
 def load_from_unpublished(filename: str, map_location: Any = None) -> None:
-    """Raises an error where a library loads weights that are not published, so that none predicts without them."""
+    """Raises an error where a library loads weights that this project does not have, so that none predicts without."""
     name = filename[len(UNPUBLISHED):]
     raise FileNotFoundError(
-        f'this project has no weights of {name!r} (docs/checkpoints.md names those that the author of the paper has '
-        f'published). Train them with {config_path(name)!r} (tools/train.py, or mim train partialnet_mm) and pass the '
-        'checkpoint as pretrained=FILE; pretrained=False builds the model with random weights')
+        f'this project has no weights of {name!r} (docs/checkpoints.md names those that others have published: T0 and '
+        f'T1 of the author of the paper, and FasterNet). Train them with {config_path(name)!r} (tools/train.py, or mim '
+        'train partialnet_mm) and pass the checkpoint as pretrained=FILE; pretrained=False builds the model with '
+        'random weights')
 
 
 def _find_root() -> Path:

@@ -186,7 +186,7 @@ def main() -> None:
         files = {name: result_files(args.out_dir, name) for name in images}
         inputs = [path for path in (args.config, args.checkpoint, *images.values()) if os.path.isfile(path)]
         refuse_overwrites([path for found in files.values() for path in found], inputs, args.force)
-        content = None if args.trust_checkpoint else read_trusted(args.checkpoint)
+        content = None if args.trust_checkpoint else read_trusted(args.checkpoint, cfg.model)
         inferencer, predict = BUILDERS[cfg.default_scope](cfg, args.checkpoint, device, args.score_thr)
         if content is not None:
             require_fit(inferencer.model, content, args.checkpoint, least=1)

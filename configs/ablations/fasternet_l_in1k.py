@@ -5,5 +5,6 @@ model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dim=192, depths=(3, 4, 18, 3), num_heads=1, act_cfg=dict(type='ReLU')),
         token_mixers='partial_conv',
+        mixer_residual=False,
         spatial_attention='none'),
     head=dict(in_channels=1536))

@@ -5,5 +5,6 @@ model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dim=64, depths=(1, 2, 8, 2), num_heads=1, act_cfg=dict(type='GELU')),
         token_mixers='partial_conv',
+        mixer_residual=False,
         spatial_attention='none'),
     head=dict(in_channels=512))

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from ..checkpoint.pretrained import find_state_dict
+from ..checkpoint.pretrained import content_for, find_state_dict
 from ..checkpoint.reader import read_checkpoint
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def load_classifier(config: str, checkpoint: str, cfg_options: dict | None = Non
                          f'{sorted(cfg.get("model", {}))}')
     if not cfg.get('test_dataloader', {}).get('dataset', {}).get('pipeline'):
         raise ValueError(f'config {config!r} has no test_dataloader.dataset.pipeline, which prepares images')
-    content = read_checkpoint(checkpoint)
+    content = content_for(cfg.model, read_checkpoint(checkpoint), checkpoint)
     tensors = find_state_dict(content)
     init_default_scope(cfg.default_scope)
     from mmpretrain.apis import ImageClassificationInferencer

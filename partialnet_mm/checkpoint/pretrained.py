@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, MissingCheckpointError
 from .hashed_name import check_hashed_name
+from .layouts import around_backbone, differences, foreign_layout, refuse_other_network, with_own_names
 from .reader import read_checkpoint
 
 #: Least fraction of the backbone's tensors that a checkpoint must hold.
 MIN_LOADED = 0.9
 #: Most tensors of a checkpoint, and most letters in the name of one.
 MAX_TENSORS, MAX_NAME = 10_000, 500
-#: Name of the stem's weight in a checkpoint of the paper's official code.
-OFFICIAL_STEM = 'patch_embed.proj.weight'
 #: Ending of the names of a search's gates (DPConv).
 SEARCH_GATES = '.split_gates.t'
 
@@ -61,9 +60,10 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
 
     Args:
         module: The backbone.
-        checkpoint: A local file, or an address that mmengine has a file backend for (``https://``, ``s3://``, ...).
-        prefix: Beginning of the names of the backbone's tensors in the checkpoint, usually 'backbone.'. Defaults to
-            None.
+        checkpoint: A local file, or an address that mmengine has a file backend for (``https://``, ``s3://``, ...). One
+            of the official code of PartialNet or FasterNet, or of timm's FasterNet, is read as it is.
+        prefix: Beginning of the names of the backbone's tensors in the checkpoint, usually 'backbone.'; not used for
+            a file of other code. Defaults to None.
 
     Returns:
         Names of tensors, under 'loaded', 'missing' (in the backbone, not in the file), 'unexpected' (in the file under
@@ -73,7 +73,8 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
         MissingCheckpointError: If the file does not exist.
         CheckpointError: If it cannot be read, has another hash than its name (:func:`check_hashed_name`), holds less
             than 90 % of the backbone's tensors, or more than a tenth beyond them; norms of returned feature maps do not
-            count.
+            count. If it is of another width, depth, number of heads or kind of block; if a file of other code differs
+            from the backbone in any tensor, or does not show its blocks (:func:`refuse_other_network`).
     """
     if '://' not in checkpoint and not os.path.exists(checkpoint):
         raise MissingCheckpointError(
@@ -87,8 +88,14 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
     tensors = find_state_dict(content, checkpoint)
     prefix = prefix or ''
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-    given = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
     own = module.state_dict()
+    mixer_residual = getattr(module, 'mixer_residual', None)
+    layout, least, file = None, MIN_LOADED, f'checkpoint {checkpoint!r}'
+    if (renamed := with_own_names(tensors, mixer_residual, file)) is not None:
+        layout, least, tensors, prefix = foreign_layout(tensors), 1, renamed, 'backbone.'
+    given = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
+    if layout is not None:
+        refuse_other_network(own, given, layout, mixer_residual is not None, file)
     report = dict(
         loaded=[name for name in own if name in given and given[name].shape == own[name].shape],
         missing=[name for name in own if name not in given],
@@ -102,7 +109,7 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
     needed, loaded = _without_output_norms(own), _without_output_norms(report['loaded'])
     missing, foreign = _without_output_norms(report['missing']), _without_output_norms(report['unexpected'])
     summary = (f'{len(report["loaded"])} of {len(own)} tensors of {type(module).__name__} loaded from '
-               f'{checkpoint!r} (prefix {prefix!r})')
+               f'{checkpoint!r} ({f"in {layout.title}" if layout else f"prefix {prefix!r}"})')
     for kind, names in (
             ('missing', missing), ('mismatched', report['mismatched']), ('unexpected', report['unexpected']),
             ('norms of returned feature maps, which a classifier does not have; they start afresh',
@@ -110,13 +117,15 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
             ('in the file, but not under the prefix', [name for name in tensors if not name.startswith(prefix)])):
         if names:
             summary += f'\n  {kind} ({len(names)}): {shorten(names)}'
-    if len(loaded) < MIN_LOADED * len(needed) or len(foreign) > len(needed) - MIN_LOADED * len(needed):
-        if any(name.endswith(OFFICIAL_STEM) for name in tensors):
-            raise CheckpointError(f'checkpoint {checkpoint!r} is in the layout of the official code: convert it with '
-                                  'tools/model_converters/official_to_mm.py')
-        raise CheckpointError(f'only {summary}\nat least {MIN_LOADED:.0%} must match on either side: the checkpoint '
-                              'belongs to another network or arch, is merged where deploy=False or the reverse, or '
-                              f'needs another prefix. Its tensors begin with {shorten(list(tensors), 3)}')
+    if len(loaded) < least * len(needed) or len(foreign) > len(needed) - least * len(needed):
+        differs = ', '.join(differences(own, given).values())
+        raise CheckpointError(f'only {summary}\nat least {least:.0%} must match on either side: the checkpoint '
+                              f'belongs to another network or arch{f" (it has {differs})" if differs else ""}, is '
+                              'merged where deploy=False or the reverse, or needs another prefix. Its tensors begin '
+                              f'with {shorten(list(tensors), 3)}')
+    if layout is None:
+        # A search without attention may go on in a network with it.
+        refuse_other_network(own, given, None, True, file, ignored=('attentions', 'spatial_attention'))
     module.load_state_dict({name: given[name] for name in report['loaded']}, strict=False)
     level = logging.INFO if len(loaded) == len(needed) and not foreign else logging.WARNING
     MMLogger.get_current_instance().log(level, summary)
@@ -148,6 +157,36 @@ def find_state_dict(content: dict, checkpoint: str | None = None) -> dict[str, o
         raise CheckpointError(f'{file} holds a tensor by the name {wrong[:50]!r}; allowed are at most {MAX_NAME} '
                               'printable letters')
     return tensors
+
+
+def content_for(model: dict, content: dict, checkpoint: str | None = None) -> dict:
+    """A checkpoint's content by the names of the model that a config builds.
+
+    Args:
+        model: Config of the model.
+        content: What was read.
+        checkpoint: Name of the file for messages. Defaults to None.
+
+    Returns:
+        The content as it is, if it is of no other code or the model has no PartialNet. Otherwise 'state_dict', see
+        :func:`around_backbone`, and an empty 'meta'.
+
+    Raises:
+        CheckpointError: If it holds no state dict, or several networks.
+    """
+    if not _builds_partialnet(model):
+        return content
+    renamed = around_backbone(find_state_dict(content, checkpoint),
+                              'it' if checkpoint is None else f'checkpoint {checkpoint!r}')
+    return content if renamed is None else dict(state_dict=renamed, meta={})
+
+
+def _builds_partialnet(cfg: object) -> bool:
+    if isinstance(cfg, dict):
+        kind = cfg.get('type')
+        name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+        return name.split('.')[-1] == 'PartialNet' or any(map(_builds_partialnet, cfg.values()))
+    return isinstance(cfg, (list, tuple)) and any(map(_builds_partialnet, cfg))
 
 
 def _without_output_norms(names: Iterable[str]) -> list[str]:

@@ -13,22 +13,24 @@ from .token_mixers import takes_gate
 SPATIAL_ATTENTIONS = ('partial', 'full', 'none')
 
 
-def check_backbone(network: nn.Module, *, arch: str | dict, in_channels: int, split_ratio: float | Sequence[float],
-                   out_indices: int | Sequence[int], frozen_stages: int,
-                   token_mixers: str | dict | Sequence[str | dict], gate: str | dict, spatial_attention: str,
-                   **rates: float) -> SimpleNamespace:
+def check_backbone(network: nn.Module, *, arch: str | dict, num_heads: int | None, in_channels: int,
+                   split_ratio: float | Sequence[float], out_indices: int | Sequence[int], frozen_stages: int,
+                   token_mixers: str | dict | Sequence[str | dict], mixer_residual: bool | Sequence[bool] | None,
+                   gate: str | dict, spatial_attention: str, **rates: float) -> SimpleNamespace:
     """Checks the arguments of :class:`PartialNet` and writes them out.
 
     Args:
         network: The backbone; its ``arch_settings`` and ``num_stages`` are
             read.
-        arch, in_channels, split_ratio, out_indices, frozen_stages,
-            token_mixers, gate, spatial_attention: As in the backbone.
+        arch, num_heads, in_channels, split_ratio, out_indices, frozen_stages,
+            token_mixers, mixer_residual, gate, spatial_attention: As in the
+            backbone.
         **rates: Probabilities by name, and ``layer_scale_init_value``.
 
     Returns:
         ``arch`` as a dict, ``split_ratios`` of all blocks, ``token_mixers`` of
-        all stages, and ``out_indices`` from 0 and in order.
+        all stages, ``mixer_residual`` of all stages or None, and
+        ``out_indices`` from 0 and in order.
 
     Raises:
         ValueError: If an argument is outside its range, or a name unknown.
@@ -36,6 +38,8 @@ def check_backbone(network: nn.Module, *, arch: str | dict, in_channels: int, sp
     """
     stages, settings = network.num_stages, network.arch_settings
     arch = _check_arch(arch, settings, stages)
+    if num_heads is not None:
+        arch = dict(arch, num_heads=_check_heads('num_heads', num_heads))
     num_blocks = sum(arch['depths'])
     ratios = [split_ratio] * num_blocks if isinstance(split_ratio, Real) else split_ratio
     if not isinstance(ratios, Sequence) or len(ratios) != num_blocks:
@@ -48,6 +52,11 @@ def check_backbone(network: nn.Module, *, arch: str | dict, in_channels: int, sp
     if not isinstance(mixers, Sequence) or len(mixers) != stages:
         raise ValueError(f'token_mixers must be one mixer or one for each of the {stages} stages, '
                          f'got {token_mixers!r}')
+    residuals = [mixer_residual] * stages if isinstance(mixer_residual, bool) else mixer_residual
+    if residuals is not None and (not isinstance(residuals, Sequence) or len(residuals) != stages
+                                  or any(not isinstance(residual, bool) for residual in residuals)):
+        raise ValueError(f'mixer_residual must be None, a bool, or one for each of the {stages} stages, '
+                         f'got {mixer_residual!r}')
     if isinstance(gate, str) and gate not in GATES or isinstance(gate, dict) and 'type' not in gate:
         raise ValueError(f'gate must be one of {tuple(GATES)} or dict(type=...), got {gate!r}')
     if gate != 'gaussian' and not any(map(takes_gate, mixers)):
@@ -70,7 +79,7 @@ def check_backbone(network: nn.Module, *, arch: str | dict, in_channels: int, sp
     if not isinstance(in_channels, int) or in_channels < 1:
         raise ValueError(f'in_channels must be a positive int, got {in_channels!r}')
     return SimpleNamespace(arch=arch, split_ratios=list(ratios), token_mixers=list(mixers),
-                           out_indices=tuple(sorted(i % stages for i in indices)))
+                           mixer_residual=residuals, out_indices=tuple(sorted(i % stages for i in indices)))
 
 
 def _check_arch(arch: str | dict, settings: dict[str, dict], stages: int) -> dict:
@@ -88,6 +97,11 @@ def _check_arch(arch: str | dict, settings: dict[str, dict], stages: int) -> dic
         raise ValueError(f"arch['depths'] must be {stages} positive ints, got {depths!r}")
     if not isinstance(embed_dim, int) or embed_dim < 2 or embed_dim % 2:
         raise ValueError(f"arch['embed_dim'] must be an even positive int, got {embed_dim!r}")
-    if not isinstance(num_heads, int) or num_heads < 1:
-        raise ValueError(f"arch['num_heads'] must be a positive int, got {num_heads!r}")
+    _check_heads("arch['num_heads']", num_heads)
     return arch
+
+
+def _check_heads(argument: str, num_heads: int) -> int:
+    if not isinstance(num_heads, int) or num_heads < 1:
+        raise ValueError(f'{argument} must be a positive int, got {num_heads!r}')
+    return num_heads

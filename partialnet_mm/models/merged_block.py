@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.layouts import OWN_RESIDUAL
 from ._folding import (
     Affine,
     conv_of,
@@ -93,6 +94,8 @@ class MergedBlock(nn.Module):
             self.token_mixer, affine = block.token_mixer.merged()
         folded, conv1 = fold_mlp(block, affine), block.mlp.conv1
         self.mixer_residual = block.mixer_residual
+        if hasattr(block, OWN_RESIDUAL):
+            self.register_buffer(OWN_RESIDUAL, block.own_residual)
         self.mlp = nn.Sequential(OrderedDict(
             conv1=conv_of(PointwiseConv2d, conv1, folded.weight1, folded.bias1),
             act=block.mlp.act,

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
+from ..checkpoint.layouts import OWN_RESIDUAL, foreign_layout, refuse_other_network, with_own_names
 from ..checkpoint.pretrained import load_pretrained, pretrained_cfg
 from ._arguments import named_arguments
 from ._checks import check_backbone
@@ -235,6 +236,13 @@ class PartialNet(BaseModule):
             ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``
             loads a checkpoint and raises if it brings less than 90 % of the
             backbone. Defaults to None.
+        num_heads: Attention heads; None for those of the variant. Checkpoints
+            of the official code may have 4 in any variant. Defaults to None.
+        mixer_residual: Whether the token mixers of all stages, or of each,
+            have a residual of their own, so that their blocks are
+            :class:`PartialNetBlockV2`. None: as the mixer demands, which PAT_sf
+            does. The official code without channel attention has
+            (False, False, False, True), FasterNet False. Defaults to None.
 
     Raises:
         ValueError: If an argument is outside its range, or a name unknown.
@@ -278,6 +286,8 @@ class PartialNet(BaseModule):
                  with_cp: bool = False,
                  deploy: bool = False,
                  init_cfg: dict | list[dict] | None = None,
+                 num_heads: int | None = None,
+                 mixer_residual: bool | Sequence[bool] | None = None,
                  train_folded: bool = False) -> None:
         # A pretrained checkpoint comes over the ordinary initialization: see init_weights.
         self.pretrained = pretrained_cfg(init_cfg)
@@ -288,8 +298,9 @@ class PartialNet(BaseModule):
             ]
         super().__init__(init_cfg)
         checked = check_backbone(
-            self, arch=arch, in_channels=in_channels, split_ratio=split_ratio, out_indices=out_indices,
-            frozen_stages=frozen_stages, token_mixers=token_mixers, gate=gate, spatial_attention=spatial_attention,
+            self, arch=arch, num_heads=num_heads, in_channels=in_channels, split_ratio=split_ratio,
+            out_indices=out_indices, frozen_stages=frozen_stages, token_mixers=token_mixers,
+            mixer_residual=mixer_residual, gate=gate, spatial_attention=spatial_attention,
             drop_path_rate=drop_path_rate, attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate,
             layer_scale_init_value=layer_scale_init_value)
         if train_folded and not norm_eval:
@@ -303,6 +314,7 @@ class PartialNet(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.train_folded = train_folded
+        self.mixer_residual = mixer_residual
         self.depths = tuple(checked.arch['depths'])
         self.channels = tuple(checked.arch['embed_dim'] * 2**i for i in range(self.num_stages))
         act_cfg = act_cfg or checked.arch['act_cfg']
@@ -320,9 +332,14 @@ class PartialNet(BaseModule):
                     checked.token_mixers[i], channels, num_heads=checked.arch['num_heads'],
                     split_ratio=next(split_ratios), norm_cfg=norm_cfg, gate=gate, attn_drop_rate=attn_drop_rate,
                     proj_drop_rate=proj_drop_rate)
-                block = PartialNetBlockV2 if getattr(mixer, 'own_residual', False) else PartialNetBlock
-                blocks.append(block(mixer, channels, norm_cfg, act_cfg, next(drop_path_rates), layer_scale_init_value,
-                                    spatial_attention, with_cp))
+                demanded = getattr(mixer, 'own_residual', False)
+                residual = demanded if mixer_residual is None else checked.mixer_residual[i]
+                block = (PartialNetBlockV2 if residual else PartialNetBlock)(
+                    mixer, channels, norm_cfg, act_cfg, next(drop_path_rates), layer_scale_init_value,
+                    spatial_attention, with_cp)
+                if residual != demanded:  # no other tensor shows it
+                    block.register_buffer(OWN_RESIDUAL, torch.tensor(int(residual)))
+                blocks.append(block)
             self.stages.append(blocks)
         if out_norm is None:
             out_norm = len(self.out_indices) > 1
@@ -400,8 +417,18 @@ class PartialNet(BaseModule):
             load_pretrained(self, **self.pretrained)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        own_state = self.state_dict()
+        given = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
+        layout, file = None, 'the checkpoint'
+        if (renamed := with_own_names(given, self.mixer_residual, file)) is not None:
+            layout = foreign_layout(given)
+            given = {name.removeprefix('backbone.'): value for name, value in renamed.items()}
+            for name in [name for name in state_dict if name.startswith(prefix)]:
+                del state_dict[name]  # torch and mmengine give each module a dict of its own
+            state_dict.update((prefix + name, value) for name, value in given.items())
+        refuse_other_network(own_state, given, layout, self.mixer_residual is not None, file)
         # A mixer that learns its ratio has tensors of all channels; another mixer would take those that fit by chance.
-        own = searched_layers(self.state_dict())
+        own = searched_layers(own_state)
         foreign = [name for name in searched_layers(state_dict)
                    if name.startswith(f'{prefix}stages.') and name[len(prefix):] not in own]
         if foreign:

@@ -261,6 +261,44 @@ def test_a_converted_checkpoint_is_published_and_arrives(tmp_path, command, log)
         assert torch.equal(one, other)
 
 
+def test_weights_of_other_code_go_into_a_detector_as_they_are(tmp_path, command, log):
+    """T0 as the official config files of the time of its publication describe it, without and with a conversion."""
+    state = reference_network.random_state(32, (1, 2, 8, 2), 4, False, with_spatial=False)
+    source = save({f'model.{name}': value for name, value in state.items()}, tmp_path / 'official.pth')
+    status, out, err = command(CONVERT, source, tmp_path / 'ours.safetensors')
+    assert (status, err) == (0, '')
+    options = out.splitlines()[-1].removeprefix('On a command line: --cfg-options ')
+    assert options == 'model.backbone.arch=t0-appendix model.backbone.spatial_attention=none'
+    outputs = []
+    for checkpoint in (source, tmp_path / 'ours.safetensors'):
+        pytest.importorskip('mmdet')
+        cfg = Config.fromfile(ROOT / 'configs/mask_rcnn/partialnet_t0_custom.py')
+        cfg.merge_from_dict(dict(option.split('=') for option in options.split()))
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(checkpoint), prefix='backbone.')
+        model = build_model(cfg).eval()
+        with torch.no_grad():
+            outputs.append(model.backbone(torch.ones(1, 3, 64, 64))[3])
+    assert [level for level, text in log if 'tensors of PartialNet loaded' in text] == [logging.INFO] * 2
+    assert torch.equal(*outputs)
+
+
+def test_a_block_that_no_tensor_shows_is_asked_for(tmp_path, command):
+    state = reference_network.random_state(40, (1, 2, 8, 2), 1, False, attentions=['none'] * 4, with_spatial=False)
+    source = save(state, tmp_path / 'fasternet.pth')
+    status, out, err = command(CONVERT, source, tmp_path / 'ours.pth')
+    assert (status, out) == (1, '') and '--stage4-block' in err and 'No tensor shows the block' in err
+    status, out, _ = command(CONVERT, source, tmp_path / 'ours.pth', '--stage4-block', 'v1')
+    assert status == 0 and 'This is FasterNet-T0: configs/ablations/fasternet_t0_in1k.py\n' in out
+    status, _, err = command(CONVERT, tmp_path / 'ours.pth', tmp_path / 'back.pth', '--reverse')
+    assert status == 1 and '--stage4-block' in err
+    assert command(CONVERT, tmp_path / 'ours.pth', tmp_path / 'timm.pth', '--reverse', '--layout', 'timm')[0] == 0
+    assert command(CONVERT, tmp_path / 'timm.pth', tmp_path / 'again.pth')[0] == 0
+    again, ours = (torch.load(tmp_path / f'{name}.pth', weights_only=True) for name in ('again', 'ours'))
+    assert_same(again['state_dict'], ours['state_dict'])
+    status, _, err = command(CONVERT, source, tmp_path / 'out.pth', '--layout', 'timm')
+    assert status == 2 and '--layout goes with --reverse only' in err
+
+
 def test_sizes_of_no_variant_are_told_with_what_is_missing(tiny_arch, tmp_path, command):
     sizes = {key: tiny_arch[key] for key in ('embed_dim', 'depths', 'num_heads')}
     source = save(reference_network.random_state(detection=True, **sizes), tmp_path / 'official.pth')
@@ -331,8 +369,8 @@ def test_the_other_layout_is_called_that(tmp_path, command):
     assert status == 2 and f"target '{tmp_path}/out.txt' must end in .safetensors or .pth" in err
     status, _, err = command(CONVERT, official, tmp_path / 'out.pth', '--head-bias')
     assert status == 2 and '--head-bias goes with --reverse only' in err
-    with pytest.raises(ValueError, match='in the layout of the official code'):
-        detector(official)
+    with pytest.raises(ValueError, match="another PartialNet: it has depths"):
+        detector(official, arch='t0-appendix')
 
 
 def test_a_trained_head_keeps_its_bias_where_that_is_asked_for(pretrained, tmp_path, command):

@@ -1,8 +1,14 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """PartialNet once more, in plain functions on a state dict in the official layout.
 
-Written from the paper's description alone, for comparison: it shares no code
-with the package.
+Written from the paper's description, for comparison: it shares no code with the
+package. The block is the official code's: a stage has a channel type, 'self' in
+stage 4 and 'se' in the others, whatever its token mixers are built of. Type
+'self' gives block v2, whose token mixer has a residual of its own,
+``x = x + mixer(x); x = x + mlp(x)``; type 'se' gives block v1,
+``x = x + mlp(mixer(x))``. So networks without channel attention (``attn`` off)
+keep block v2 in stage 4, and no tensor shows it. FasterNet's code has block v1
+in all stages.
 """
 import math
 import re
@@ -14,6 +20,8 @@ from torch import Tensor
 
 StateDict = dict[str, Tensor]
 CLASSES = 1000
+#: Channel types of the stages in the official code, and those that give FasterNet's blocks.
+OFFICIAL_TYPES, FASTERNET_TYPES = ('se', 'se', 'se', 'self'), ('se', ) * 4
 HEAD_WIDTH = 1280
 
 
@@ -51,6 +59,13 @@ def partial_convolution(state: StateDict, name: str, x: Tensor) -> tuple[Tensor,
     """The convolved channels, and the others as they are."""
     weight = state[f'{name}.partial_conv3.weight']
     return F.conv2d(x[:, :len(weight)], weight, padding=1), x[:, len(weight):]
+
+
+def token_mixer(state: StateDict, name: str, x: Tensor) -> Tensor:
+    """PAT_sf, PAT_ch, or partial convolution alone, by what the state dict has."""
+    if f'{name}.attn.qkv.weight' in state:
+        return self_attention(state, name, x)
+    return channel_attention(state, name, x)
 
 
 def channel_attention(state: StateDict, name: str, x: Tensor) -> Tensor:
@@ -101,18 +116,21 @@ def mlp(state: StateDict, name: str, x: Tensor, activation: str) -> Tensor:
     return spatial_attention(state, f'{name}.4', x)
 
 
-def forward(state: StateDict, x: Tensor, depths: Sequence[int], activation: str) -> list[Tensor]:
-    """Feature maps of all four stages, with their norms where there are any; the class scores where there is a head."""
+def forward(state: StateDict, x: Tensor, depths: Sequence[int], activation: str,
+            types: Sequence[str] = OFFICIAL_TYPES) -> list[Tensor]:
+    """Feature maps of all four stages, with their norms where there are any; the class scores where there is a head.
+
+    ``types`` are the channel types of the stages.
+    """
     outs = []
     x = batch_norm(state, 'patch_embed.norm', F.conv2d(x, state['patch_embed.proj.weight'], stride=4))
     for stage, depth in enumerate(depths):
         for j in range(depth):
             block = f'stages.{2 * stage}.blocks.{j}'
-            if f'{block}.spatial_mixing.attn.qkv.weight' not in state:
-                x = x + mlp(state, f'{block}.mlp', channel_attention(state, f'{block}.spatial_mixing', x), activation)
-            else:
-                x = x + self_attention(state, f'{block}.spatial_mixing', x)
-                x = x + mlp(state, f'{block}.mlp', x, activation)
+            mixed = token_mixer(state, f'{block}.spatial_mixing', x)
+            if types[stage] == 'self':
+                x = mixed = x + mixed
+            x = x + mlp(state, f'{block}.mlp', mixed, activation)
         norm = f'norm{2 * stage}'
         outs.append(batch_norm(state, norm, x) if f'{norm}.weight' in state else x)
         if stage < 3:

@@ -38,6 +38,8 @@ def test_mmpretrain_lists_the_classifiers_beside_its_own(mmpretrain):
     assert {f'partialnet-{arch}_in1k' for arch in ('t0', 't1', 't2', 's', 'm', 'l')} < set(listed)
     assert listed == list_configs('partialnet*')
     assert mmpretrain.ImageClassificationInferencer.list_models('partialnet*') == listed
+    assert {f'fasternet-{size}_partialnet-recipe_in1k' for size in ('t0', 't1', 't2', 's', 'm', 'l')} < set(
+        mmpretrain.list_models('fasternet*'))
     assert 'resnet50_8xb32_in1k' in mmpretrain.list_models('resnet50*')
     # mmpretrain builds no detectors
     assert mmpretrain.list_models('mask-rcnn_partialnet*') == []

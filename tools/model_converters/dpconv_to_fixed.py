@@ -5,7 +5,7 @@ import argparse
 from partialnet_mm.checkpoint import check_ending, read_checkpoint, write_checkpoint
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
 from partialnet_mm.checkpoint.pretrained import find_state_dict
-from partialnet_mm.converters.fixed_ratios import fix_checkpoint
+from partialnet_mm.converters.fixed_ratios import block_kinds, fix_checkpoint
 
 
 def main() -> None:
@@ -26,6 +26,11 @@ def main() -> None:
     before = sum(tensor.numel() for tensor in find_state_dict(content).values())
     after = sum(tensor.numel() for tensor in fixed['state_dict'].values())
     print(f'{len(fixed["state_dict"])} tensors, {after} of {before} values, written to {args.out}')
+    residuals = block_kinds(fixed['state_dict'])
+    print(f'blocks of the stages: {", ".join("v2" if residual else "v1" for residual in residuals)}')
+    if not residuals[-1]:
+        print('Stage 4 was searched with block v1. PAT_sf has block v2, a residual around the token mixer: to search '
+              'with that, as the official code does, set model.backbone.mixer_residual="(False,False,False,True)"')
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ import argparse
 from partialnet_mm.analysis.build import build_model
 from partialnet_mm.checkpoint import check_ending, read_checkpoint, write_checkpoint
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
+from partialnet_mm.checkpoint.pretrained import content_for
 from partialnet_mm.converters.reparameterize import reparameterize
 from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
 
@@ -29,7 +30,7 @@ def main() -> None:
         parser.error(str(error))
     cfg = load_config(parser, args)
     try:
-        content = read_checkpoint(args.checkpoint)
+        content = content_for(cfg.model, read_checkpoint(args.checkpoint), args.checkpoint)
         merged, modules, difference = reparameterize(cfg, content, build_model)
         if not difference < TOLERANCE:
             raise ValueError(f'the feature maps of the merged model differ by {difference:.1e} of their largest value, '

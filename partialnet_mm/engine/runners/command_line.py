@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from ...checkpoint import CheckpointError, MissingCheckpointError, read_checkpoint, register_loader
 from ...checkpoint.errors import TRUST_HINT
+from ...checkpoint.layouts import foreign_layout, refuse_other_network, with_own_names
 from ...checkpoint.loader import hand_over
-from ...checkpoint.pretrained import find_state_dict
-from ...models import require_patconv
+from ...checkpoint.pretrained import content_for, find_state_dict
+from ...models import PartialNet, require_patconv
 from ...preflight import check_config, errors_in, format_findings
 from ..hooks import CrashSafeCheckpointHook
 from .own_data import apply_own_data_settings
@@ -106,8 +107,10 @@ def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[st
                     f'{roots}, or as the config says. --skip-preflight starts without this check.\n')
 
 
-def read_trusted(checkpoint: str) -> dict:
+def read_trusted(checkpoint: str, model: dict) -> dict:
     """Reads a checkpoint as data, and hands it to mmengine, which asks for it later and does not open it again.
+
+    One of other code (:func:`content_for`) gets the names of the model that this config builds.
 
     Raises:
         ValueError: If it is an address, damaged, or holds more than data.
@@ -122,6 +125,7 @@ def read_trusted(checkpoint: str) -> dict:
         raise
     except CheckpointError as error:
         raise CheckpointError(f'{error}\n{TRUST_HINT}') from error
+    content = content_for(model, content, checkpoint)
     hand_over(checkpoint, content)
     return content
 
@@ -169,7 +173,7 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
         hook.trust_checkpoint = trust_checkpoint
     # The hook reads what a training resumes from.
     if cfg.get('load_from') and not trust_checkpoint and not (hooks and cfg.get('resume')):
-        content = read_trusted(cfg.load_from)
+        content = read_trusted(cfg.load_from, cfg.model)
         if not cfg.get('resume'):
             require_fit(runner.model, content, cfg.load_from, least_fit)
     return runner
@@ -216,6 +220,13 @@ def require_fit(model: nn.Module, content: dict, checkpoint: str, least: float) 
     model = model.module if is_model_wrapper(model) else model
     given = {name.removeprefix('module.'): value for name, value in find_state_dict(content, checkpoint).items()
              if isinstance(value, Tensor)}
+    backbone = getattr(model, 'backbone', None)
+    renamed = with_own_names(given, backbone.mixer_residual) if isinstance(backbone, PartialNet) else None
+    if renamed is not None:
+        network = {name.removeprefix('backbone.'): value for name, value in renamed.items()}
+        refuse_other_network(backbone.state_dict(), network, foreign_layout(given),
+                             backbone.mixer_residual is not None, f'checkpoint {checkpoint!r}')
+        given = renamed
     own = model.state_dict()
     wrong = [f'{name} is missing' for name in own if name not in given]
     wrong += [f'{name} is {tuple(given[name].shape)}, not {tuple(value.shape)}' for name, value in own.items()

@@ -46,9 +46,11 @@ def fix_ratios(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights that remain when learned ratios are fixed, from a state dict of a searched PartialNet.
 
     A layer searched as 'dpconv' becomes one of 'partial_conv', and the convolution of any token mixer with its ratio;
-    'dpconv_ch' becomes 'pat_ch'. The network of these token mixers and the ratios of :func:`block_ratios` then computes
-    what the searched one does in evaluation. A ValueError is raised where the gates of a layer are out of order, so
-    that other channels than the first are convolved.
+    'dpconv_ch' becomes 'pat_ch'. The network of these token mixers, the ratios of :func:`block_ratios` and the same
+    ``mixer_residual`` then computes what the searched one does in evaluation. By default that is block v1 in stage 4;
+    the official code searches with block v2 there. A residual that no token mixer demands is among the tensors. A
+    ValueError is raised where the gates of a layer are out of order, so that other channels than the first are
+    convolved.
     """
     block_ratios(state_dict)
     layers = searched_layers(state_dict)

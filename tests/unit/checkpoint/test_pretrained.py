@@ -10,10 +10,12 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
+from mmengine.runner import load_checkpoint
 from torch import nn
 
 from partialnet_mm.checkpoint.pretrained import load_pretrained, pretrained_cfg
 from partialnet_mm.models import PartialNet
+from tests.helpers.reference_network import FASTERNET_TYPES, OFFICIAL_TYPES, forward, random_state
 
 
 @pytest.fixture
@@ -175,10 +177,88 @@ def test_another_arch_is_refused(trained, tmp_path):
         load_pretrained(PartialNet('t0'), path, 'backbone.')
 
 
-def test_a_checkpoint_in_the_official_layout_is_called_that(tiny_arch, tmp_path):
-    path = write({'patch_embed.proj.weight': torch.ones(16, 3, 4, 4)}, tmp_path / 'c.pth', prefix='model.')
-    with pytest.raises(ValueError, match=r'layout of the official code: .* tools/model_converters/official_to_mm\.py'):
-        load_pretrained(PartialNet(tiny_arch), path, 'backbone.')
+def official_file(path, arch, prefix='model.', **changes):
+    """A classifier of the official code, and its state dict."""
+    state = random_state(arch['embed_dim'], arch['depths'], arch['num_heads'], False, **changes)
+    return write(state, path, prefix=prefix), state
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_the_official_code_is_read_as_it_is(tiny_arch, tmp_path, log):
+    path, state = official_file(tmp_path / 'c.pth', tiny_arch)
+    model = PartialNet(tiny_arch, out_indices=(0, 1, 2, 3)).eval()
+    assert load_pretrained(model, path, 'backbone.')['mismatched'] == []
+    (level, text), = log
+    assert level == logging.INFO and f'loaded from {path!r} (in the official layout)' in text
+    model = PartialNet(tiny_arch).eval()
+    load_pretrained(model, path)
+    x = torch.randn(1, 3, 64, 64)
+    expected = forward(state, x, tiny_arch['depths'], 'ReLU')[3]
+    assert (model(x)[0] - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize('change, arguments, message', [
+    (dict(num_heads=4), dict(), 'num_heads 4 and not 2'),
+    (dict(), dict(num_heads=1), 'num_heads 2 and not 1'),
+    (dict(depths=(1, 1, 3, 1)), dict(), r'depths \(1, 1, 3, 1\) and not \(1, 1, 2, 1\)'),
+    (dict(embed_dim=24), dict(), 'embed_dim 24 and not 16'),
+    (dict(), dict(spatial_attention='none'), 'spatial attention True and not False'),
+    (dict(), dict(token_mixers='pat_ch'), "'self'.* and not .*'channel'"),
+], ids=str)
+def test_a_checkpoint_of_another_structure_is_refused(change, arguments, message, tiny_arch, tmp_path):
+    path, state = official_file(tmp_path / 'c.pth', dict(tiny_arch, **change))
+    model = PartialNet(tiny_arch, **arguments)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(model, path, 'backbone.')
+    with pytest.raises(ValueError, match=f'the checkpoint is of another PartialNet: .*{message}'):
+        model.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize('load', ['init_cfg', 'load_state_dict', 'mmengine'])
+def test_weights_of_other_heads_do_not_load_with_a_warning(load, tmp_path):
+    """The official config files set 4 heads for all variants: two tensors of T1 have another shape, of 417."""
+    model, state = PartialNet('t1-appendix'), PartialNet('t1-appendix', num_heads=4).state_dict()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match='num_heads 4 and not 6'):
+        if load == 'init_cfg':
+            load_pretrained(model, write(state, tmp_path / 'c.pth'), 'backbone.')
+        elif load == 'load_state_dict':
+            model.load_state_dict(state, strict=False)
+        else:
+            load_checkpoint(nn.ModuleDict(dict(backbone=model)), write(state, tmp_path / 'c.pth'))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_another_depth_does_not_load_with_a_warning(tiny_arch, tmp_path):
+    deep = dict(tiny_arch, depths=(1, 1, 20, 1))
+    path = write(PartialNet(deep).state_dict(), tmp_path / 'c.pth')
+    with pytest.raises(ValueError, match=r'is of another PartialNet: it has depths \(1, 1, 20, 1\) and not'):
+        load_pretrained(PartialNet(dict(deep, depths=(1, 1, 19, 1))), path, 'backbone.')
+
+
+@pytest.mark.parametrize('residual, types', [((False, False, False, True), OFFICIAL_TYPES), (False, FASTERNET_TYPES)])
+@torch.no_grad()
+def test_a_file_that_hides_its_blocks_needs_a_network_that_states_them(residual, types, tiny_arch, tmp_path):
+    path, state = official_file(tmp_path / 'c.pth', tiny_arch, attentions=['none'] * 4)
+    arguments = dict(arch=tiny_arch, token_mixers='partial_conv')
+    with pytest.raises(ValueError, match=r'No tensor shows the block of its stage 4.*mixer_residual=\(False, False, '):
+        load_pretrained(PartialNet(**arguments), path)
+    model, x = PartialNet(**arguments, mixer_residual=residual).eval(), torch.randn(1, 3, 64, 64)
+    load_pretrained(model, path)
+    expected = forward(state, x, tiny_arch['depths'], 'ReLU', types)[3]
+    assert (model(x)[0] - expected).abs().max() < 1e-4 * expected.abs().max()
+    # this project's own files show their blocks
+    other = PartialNet(**arguments, mixer_residual=(False, False, False, not residual))
+    with pytest.raises(ValueError, match=r'residual around the token mixers of stage 4 \(mixer_residual\)'):
+        load_pretrained(other, write(model.state_dict(), tmp_path / 'own.pth'), 'backbone.')
+    with pytest.raises(ValueError, match=r'residual around the token mixers of stage 4 \(mixer_residual\)'):
+        other.load_state_dict(model.state_dict(), strict=False)
+
+
+def test_several_networks_in_one_file_are_refused(tiny_arch, tmp_path):
+    path, _ = official_file(tmp_path / 'c.pth', tiny_arch, prefix='teacher.')
+    with pytest.raises(ValueError, match=r"checkpoint '.*' holds teacher\.patch_embed.*: one network is needed"):
+        load_pretrained(PartialNet(tiny_arch), path)
 
 
 @pytest.mark.parametrize('change', ['none', 'rename', 'flip', 'date'])

@@ -1,28 +1,51 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Conversion from and to the official layout, held against a network written from the paper on that layout."""
+import argparse
+import shlex
+
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from torch import nn
 
-from partialnet_mm.converters.official_layout import from_official, to_official
+from partialnet_mm.converters.official_layout import (
+    FASTERNETS,
+    command_line_options,
+    describe,
+    from_official,
+    to_official,
+)
 from partialnet_mm.models import PartialNet
 from tests.helpers import reference_network
 from tests.helpers.libraries import ROOT, build_model
 
 ALL = (0, 1, 2, 3)
-# The official layout of the paper's ablations: arguments of random_state, and those of PartialNet that build the same.
+OFFICIAL, FASTERNET = reference_network.OFFICIAL_TYPES, reference_network.FASTERNET_TYPES
+V2 = (False, False, False, True)
+# The official layout of the paper's ablations: arguments of random_state, those of PartialNet that build the same, and
+# the channel types of the code that computes it.
 VARIANTS = {
-    'as the paper': (dict(), dict()),
+    'as the paper': (dict(), dict(), OFFICIAL),
     'no attention': (dict(attentions=['none'] * 4, with_spatial=False),
-                     dict(token_mixers=('partial_conv', ) * 4, spatial_attention='none')),
+                     dict(token_mixers=('partial_conv', ) * 4, spatial_attention='none', mixer_residual=V2), OFFICIAL),
+    'no channel attention': (dict(attentions=['none'] * 4),
+                             dict(token_mixers=('partial_conv', ) * 4, mixer_residual=V2), OFFICIAL),
+    'FasterNet': (dict(attentions=['none'] * 4, with_spatial=False),
+                  dict(token_mixers=('partial_conv', ) * 4, spatial_attention='none'), FASTERNET),
     'channel attention in all stages': (dict(attentions=['ch'] * 4, with_spatial=False),
-                                        dict(token_mixers=('pat_ch', ) * 4, spatial_attention='none')),
-    'no spatial attention': (dict(with_spatial=False), dict(spatial_attention='none')),
+                                        dict(token_mixers=('pat_ch', ) * 4, spatial_attention='none'), FASTERNET),
+    'no spatial attention': (dict(with_spatial=False), dict(spatial_attention='none'), OFFICIAL),
     'self-attention early': (dict(attentions=['none', 'ch', 'sf', 'sf']),
-                             dict(token_mixers=('partial_conv', 'pat_ch', 'pat_sf', 'pat_sf'))),
-    'an eighth convolved': (dict(n_div=8), dict(split_ratio=0.125)),
+                             dict(token_mixers=('partial_conv', 'pat_ch', 'pat_sf', 'pat_sf')),
+                             ('se', 'se', 'self', 'self')),
+    'an eighth convolved': (dict(n_div=8), dict(split_ratio=0.125), OFFICIAL),
 }
+
+
+def stage4_block(variant):
+    """What must be stated to convert a variant."""
+    changes, _, types = VARIANTS[variant]
+    return None if changes.get('attentions', ['sf'])[-1] != 'none' else 'v2' if types == OFFICIAL else 'v1'
 
 
 def official(arch, detection, **changes):
@@ -95,28 +118,141 @@ def test_the_maps_of_a_detector_are_the_same(arch, randomize_norms):
 @pytest.mark.parametrize('variant', VARIANTS)
 @torch.no_grad()
 def test_ablations_compute_the_same(variant, tiny_arch, randomize_norms):
-    changes, arguments = VARIANTS[variant]
+    changes, arguments, types = VARIANTS[variant]
+    block = stage4_block(variant)
     x = torch.randn(2, 3, 64, 96)
     state = official(tiny_arch, True, **changes)
-    converted = from_official(state)
+    converted = from_official(state, block)
     cfg = converted['meta']['backbone']
     model = PartialNet(tiny_arch, out_indices=ALL, **arguments).eval()
     nn.ModuleDict(dict(backbone=model)).load_state_dict(converted['state_dict'], strict=True)
-    for out, expected in zip(model(x), reference_network.forward(state, x, tiny_arch['depths'], 'ReLU')):
+    for out, expected in zip(model(x), reference_network.forward(state, x, tiny_arch['depths'], 'ReLU', types)):
         assert_close(out, expected)
     # meta holds the same arguments, but for the activation
     sizes = {key: tiny_arch[key] for key in ('embed_dim', 'depths', 'num_heads')}
     if 'pat_sf' not in cfg.get('token_mixers', ('pat_sf', )):
-        sizes['num_heads'] = None
+        sizes['num_heads'] = 1  # of no attention
     assert cfg == dict(type='PartialNet', arch=sizes, out_indices=ALL, **arguments)
     # and back
     randomize_norms(model)
-    back = to_official(model.state_dict())
+    back = to_official(model.state_dict(), stage4_block=block)
     assert back['meta'] == converted['meta'] and set(back['state_dict']) == set(state)
-    for out, expected in zip(reference_network.forward(back['state_dict'], x, tiny_arch['depths'], 'ReLU'), model(x)):
+    for out, expected in zip(reference_network.forward(back['state_dict'], x, tiny_arch['depths'], 'ReLU', types),
+                             model(x)):
         assert_close(out, expected)
     backbone = {f'backbone.{name}': value for name, value in model.state_dict().items()}
-    assert_same(from_official(back)['state_dict'], backbone)
+    assert_same(from_official(back, block)['state_dict'], backbone)
+    # the file as it is, into the network that states its blocks
+    model.mixer_residual = arguments.get('mixer_residual', False)
+    model.load_state_dict(state)
+    for out, expected in zip(model(x), reference_network.forward(state, x, tiny_arch['depths'], 'ReLU', types)):
+        assert_close(out, expected)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_the_block_of_stage_4_is_asked_for_where_no_tensor_shows_it(variant, tiny_arch):
+    changes, arguments, _ = VARIANTS[variant]
+    block, state = stage4_block(variant), official(tiny_arch, True, **changes)
+    other = dict(v1='v2', v2='v1')
+    own = PartialNet(tiny_arch, **arguments).state_dict()
+    if block is not None:
+        for convert, given in ((from_official, state), (to_official, own)):
+            with pytest.raises(ValueError, match=r'No tensor shows the block of its stage 4.*--stage4-block'):
+                convert(given)
+        with pytest.raises(ValueError, match=f'stage4_block .* is {other[block]}: its stage 4 has block {block}'):
+            to_official(own, stage4_block=other[block])
+    else:  # then a wrong answer is one
+        shown = 'v1' if arguments.get('token_mixers', [''])[-1] == 'pat_ch' else 'v2'
+        for convert, given in ((from_official, state), (to_official, own)):
+            assert convert(given)['meta'] == convert(given, stage4_block=shown)['meta']
+            with pytest.raises(ValueError, match=f'is {other[shown]}: its stage 4 has block {shown}'):
+                convert(given, stage4_block=other[shown])
+
+
+def test_the_block_is_asked_for_where_all_channels_are_convolved(tiny_arch):
+    """PAT_sf and a partial convolution have the same tensors then."""
+    for mixers, block in ((('pat_sf', ) * 4, 'v2'), ('partial_conv', 'v1')):
+        model = PartialNet(tiny_arch, token_mixers=mixers, split_ratio=(1, 1, 1, 1, 1), mixer_residual=None)
+        for layout in ('official', 'timm'):
+            with pytest.raises(ValueError, match='No tensor shows the block'):
+                to_official(model.state_dict(), layout=layout)
+        if block == 'v1':
+            assert 'mixer_residual' not in to_official(model.state_dict(), stage4_block=block)['meta']['backbone']
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(mixer_residual=True), "'pat_ch' of its stage 1 have a residual"),
+    (dict(mixer_residual=False), "'pat_sf' of its stage 4 have no residual"),
+], ids=str)
+def test_blocks_that_other_code_does_not_have(arguments, message, tiny_arch):
+    with pytest.raises(ValueError, match=message):
+        to_official(PartialNet(tiny_arch, **arguments).state_dict())
+
+
+@pytest.mark.parametrize('size', FASTERNETS)
+@torch.no_grad()
+def test_fasternet_of_timm_and_of_its_own_code(size, randomize_norms):
+    """All six sizes build from what is read; the smallest ones are computed, in both layouts and back."""
+    timm = pytest.importorskip('timm')
+    computed = size in ('t0', 't2')
+    with torch.device('cpu' if computed else 'meta'):
+        theirs = timm.create_model(f'fasternet_{size}').eval()
+    if computed:
+        randomize_norms(theirs)
+    state = theirs.state_dict()
+    converted = from_official(state)
+    cfg = dict(converted['meta']['backbone'])
+    assert f'This is FasterNet-{size.upper()}: configs/ablations/fasternet_{size}_in1k.py\n' in describe(cfg)
+    shipped = Config.fromfile(ROOT / f'configs/ablations/fasternet_{size}_in1k.py').model
+    for name in ('embed_dim', 'depths', 'num_heads', 'act_cfg'):
+        assert cfg['arch'][name] == shipped.backbone.arch[name], name
+    assert cfg.pop('type') == 'PartialNet'
+    with torch.device('cpu' if computed else 'meta'):
+        backbone = PartialNet(**cfg).eval()
+    own = {name[len('backbone.'):]: value for name, value in converted['state_dict'].items() if 'head' not in name}
+    assert {name: value.shape for name, value in own.items()} == {
+        name: value.shape for name, value in backbone.state_dict().items()}
+    if not computed:
+        return
+    x = torch.randn(2, 3, 64, 96)
+    for names in (own, state):  # the converted file, and timm's as it is
+        backbone.load_state_dict({name: value for name, value in names.items()
+                                  if not name.startswith(('conv_head', 'classifier'))}, strict=True)
+        assert_close(backbone(x)[0], theirs.forward_features(x))
+    back = to_official(converted, layout='timm')['state_dict']
+    assert_same(back, state)
+    # through the layout of FasterNet's own code
+    with pytest.raises(ValueError, match="FasterNet's code block v1"):
+        to_official(converted)
+    fasternets = to_official(converted, stage4_block='v1')['state_dict']
+    depths, activation = FASTERNETS[size][1:]
+    assert_close(reference_network.forward(fasternets, x, depths, activation, FASTERNET)[-1], theirs(x))
+    again = from_official(fasternets, 'v1')
+    assert again['meta'] == converted['meta']
+    assert_same(again['state_dict'], converted['state_dict'])
+
+
+@torch.no_grad()
+def test_a_classifier_of_timm_computes_the_same(randomize_norms):
+    timm = pytest.importorskip('timm')
+    pytest.importorskip('mmpretrain')
+    theirs = randomize_norms(timm.create_model('fasternet_t0')).eval()
+    cfg = Config.fromfile(ROOT / 'configs/ablations/fasternet_t0_in1k.py')
+    cfg.model.train_cfg = None
+    ours = build_model(cfg).eval()
+    ours.load_state_dict(from_official(theirs.state_dict())['state_dict'], strict=True)
+    x = torch.randn(2, 3, 64, 96)
+    assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(), 'has no names for .*token_mixer.gate.conv.weight'),
+    (dict(token_mixers='partial_conv', spatial_attention='none', mixer_residual=V2), 'stage 4 have a residual'),
+    (dict(token_mixers='pat_ch'), 'has no names for .*gate'),
+], ids=['PartialNet', 'block v2', 'channel attention'])
+def test_timm_has_fasternet_alone(arguments, message, tiny_arch):
+    with pytest.raises(ValueError, match=message):
+        to_official(PartialNet(tiny_arch, **arguments).state_dict(), layout='timm')
 
 
 def test_names_are_those_of_a_mapping_written_apart(tiny_arch):
@@ -196,14 +332,16 @@ def test_each_tensor_must_be_there_and_of_its_shape(direction, detection, tiny_a
     state, others, convert = official(arch, detection), official(arch, True), from_official
     if direction == 'to':
         state, others, convert = from_official(state)['state_dict'], from_official(others)['state_dict'], to_official
-    for name in state if detection else set(state) - set(others):
+    names = sorted(state if detection else set(state) - set(others))
+    for name, other in zip(names, names[-1:] + names):
         with pytest.raises(ValueError) as error:
-            convert({other: value for other, value in state.items() if other != name})
-        assert name[len('backbone.') * (direction == 'to' and name.startswith('backbone.')):] in str(error.value), name
-        with pytest.raises(ValueError) as error:
-            convert({**state, name: state[name][None]})
-        assert 'of another shape' in str(error.value)
-        assert f'{name.replace("backbone.", "")} is {(1, *state[name].shape)} and not ' in str(error.value), name
+            convert({**{kept: value for kept, value in state.items() if kept != name}, other: state[other][None]})
+        message = str(error.value)
+        start = 'backbone.' if direction == 'to' and name.startswith('backbone.') else ''
+        assert name[len(start):] in message, name
+        if 'downsample_layers.0.conv.weight' not in name and 'patch_embed.proj.weight' not in name:
+            assert 'of another shape' in message
+            assert f'{other.replace("backbone.", "")} is {(1, *state[other].shape)} and not ' in message, other
 
 
 @pytest.mark.parametrize('change, message', [
@@ -255,7 +393,7 @@ def test_split_ratios_that_rounding_would_change(tiny_arch):
     arch = dict(tiny_arch, embed_dim=44)
     model = PartialNet(arch, split_ratio=15.5 / 44, token_mixers='partial_conv')
     assert model.stages[0][0].token_mixer.split_sizes == (15, 29) and int(44 * (15 / 44)) == 14
-    cfg = dict(to_official(model.state_dict())['meta']['backbone'], arch=arch)
+    cfg = dict(to_official(model.state_dict(), stage4_block='v1')['meta']['backbone'], arch=arch)
     assert cfg.pop('type') == 'PartialNet'
     PartialNet(**cfg).load_state_dict(model.state_dict(), strict=True)
 
@@ -274,6 +412,40 @@ def test_norms_of_some_maps(norms, tiny_arch):
 def test_meta_names_the_variant(arch):
     model = PartialNet(arch, in_channels=5).to('meta')  # names and shapes alone
     assert to_official(model.state_dict())['meta']['backbone'] == dict(type='PartialNet', arch=arch, in_channels=5)
+
+
+@pytest.mark.parametrize('arch, heads, spatial, expected', [
+    ('t0-appendix', 4, False, "PartialNet(arch='t0-appendix', spatial_attention='none')\nOn a command line: "
+     '--cfg-options model.backbone.arch=t0-appendix model.backbone.spatial_attention=none'),
+    ('t1-appendix', 4, True, "PartialNet(arch='t1-appendix', num_heads=4)\nOn a command line: --cfg-options "
+     'model.backbone.arch=t1-appendix model.backbone.num_heads=4'),
+    ('t1', 6, True, "PartialNet(arch='t1')"),
+])
+def test_what_is_printed_builds_the_network(arch, heads, spatial, expected):
+    """Both of the files that the author has published, as the official config files of that time describe them."""
+    settings = PartialNet.arch_settings[arch]
+    state = reference_network.random_state(settings['embed_dim'], settings['depths'], heads, False,
+                                           with_spatial=spatial)
+    converted = from_official(state)
+    cfg = converted['meta']['backbone']
+    assert describe(cfg) == expected
+    model = PartialNet(**{name: value for name, value in cfg.items() if name != 'type'})
+    model.load_state_dict({name[len('backbone.'):]: value for name, value in converted['state_dict'].items()
+                           if name.startswith('backbone.')}, strict=True)
+
+
+@pytest.mark.parametrize('backbone', [
+    dict(arch='t1-appendix', num_heads=4, out_indices=(0, 1, 2, 3)),
+    dict(arch='t2', token_mixers=('partial_conv', ) * 4, mixer_residual=V2, spatial_attention='none'),
+    dict(arch=dict(embed_dim=40, depths=(1, 2, 8, 2), num_heads=1, act_cfg=dict(type='GELU')), split_ratio=0.125),
+], ids=str)
+def test_options_of_a_command_line_give_the_arguments(backbone):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    options = shlex.split(command_line_options(dict(backbone, type='PartialNet')))
+    cfg = Config(dict(model=dict(backbone=dict(type='PartialNet', arch='t0', out_indices=(0, 1, 2, 3)))))
+    cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
+    assert cfg.model.backbone.to_dict() == dict(dict(type='PartialNet', out_indices=(0, 1, 2, 3)), **backbone)
 
 
 def test_a_bias_that_the_official_head_lacks(tiny_arch):

@@ -12,37 +12,6 @@ from partialnet_mm.models import (
     PartialSpatialAttention,
 )
 
-FASTERNETS = dict(t0=(40, (1, 2, 8, 2), 'GELU'), s=(128, (1, 2, 13, 2), 'ReLU'))
-
-
-def from_timm(name):
-    """Our name for a tensor of timm's FasterNet."""
-    for theirs, ours in (('patch_embed.proj', 'downsample_layers.0.conv'),
-                         ('patch_embed.norm', 'downsample_layers.0.norm'),
-                         ('.spatial_mixing.partial_conv3', '.token_mixer.conv'),
-                         ('.mlp.0', '.mlp.conv1'), ('.mlp.1', '.mlp.norm'), ('.mlp.3', '.mlp.conv2'),
-                         ('.blocks.', '.')):
-        name = name.replace(theirs, ours)
-    if '.downsample.' in name:
-        stage, rest = name[len('stages.'):].split('.downsample.')
-        name = f'downsample_layers.{stage}.{rest.replace("reduction", "conv")}'
-    return name
-
-
-@pytest.mark.parametrize('size', FASTERNETS)
-def test_without_attention_it_is_timms_fasternet(size, randomize_norms):
-    timm = pytest.importorskip('timm')
-    embed_dim, depths, act = FASTERNETS[size]
-    theirs = randomize_norms(timm.create_model(f'fasternet_{size}', num_classes=0)).eval()
-    ours = PartialNet(dict(embed_dim=embed_dim, depths=depths, num_heads=1, act_cfg=dict(type=act)),
-                      token_mixers='partial_conv', spatial_attention='none').eval()
-    weights = {from_timm(name): value for name, value in theirs.state_dict().items()
-               if not name.startswith(('conv_head', 'classifier'))}
-    ours.load_state_dict(weights, strict=True)
-    x = torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x)[0], theirs.forward_features(x), rtol=1e-4, atol=1e-4)
-
 
 def test_full_channel_attention(randomize_norms):
     layer = randomize_norms(PartialChannelAttention(8, 0.25, attend_all=True)).eval()
@@ -77,6 +46,9 @@ def test_full_spatial_attention(randomize_norms):
     (dict(token_mixers=('pat_ch', 'pat_ch')), r"one for each of the 4 stages, got \('pat_ch', 'pat_ch'\)"),
     (dict(token_mixers=3), 'one for each of the 4 stages, got 3'),
     (dict(gate='se', token_mixers='partial_conv'), "gate='se' has no effect"),
+    (dict(num_heads=0), 'num_heads must be a positive int, got 0'),
+    (dict(mixer_residual=1), 'mixer_residual must be None, a bool, or one for each of the 4 stages, got 1'),
+    (dict(mixer_residual=(True, False)), r'mixer_residual must be None, .*, got \(True, False\)'),
     (dict(spatial_attention=True), r"spatial_attention must be one of \('partial', 'full', 'none'\), got True"),
 ])
 def test_bad_input(options, message, tiny_arch):
@@ -88,3 +60,37 @@ def test_partial_convolution_alone_has_no_attention_left(tiny_arch):
     model = PartialNet(tiny_arch, token_mixers='partial_conv', spatial_attention='none')
     attention = (PartialChannelAttention, PartialSelfAttention, PartialSpatialAttention, nn.LayerNorm)
     assert not [module for module in model.modules() if isinstance(module, attention)]
+
+
+@pytest.mark.parametrize('mixers, residual, kinds, marked', [
+    ('partial_conv', (False, False, False, True), (0, 0, 0, 1), 1), ('partial_conv', True, (1, 1, 1, 1), 5),
+    ('partial_conv', None, (0, 0, 0, 0), 0), ('partial_conv', False, (0, 0, 0, 0), 0),
+    (('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf'), None, (0, 0, 0, 1), 0),
+    (('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf'), [False, False, False, True], (0, 0, 0, 1), 0),
+    (('pat_ch', 'pat_ch', 'pat_ch', 'pat_sf'), False, (0, 0, 0, 0), 1),
+    ('dpconv', (False, False, False, True), (0, 0, 0, 1), 1),
+], ids=str)
+@torch.no_grad()
+def test_a_residual_around_the_token_mixer(mixers, residual, kinds, marked, tiny_arch, randomize_norms):
+    arguments = dict(arch=tiny_arch, token_mixers=mixers, mixer_residual=residual, out_indices=(0, 1, 2, 3))
+    model = randomize_norms(PartialNet(**arguments)).eval()
+    for stage, kind in zip(model.stages, kinds):
+        block, x = stage[0], torch.randn(2, stage[0].mlp.conv1.in_channels, 6, 5)
+        assert block.mixer_residual == kind
+        mixed = x * kind + block.token_mixer(x)
+        torch.testing.assert_close(block(x), (mixed if kind else x) + block.mix_channels(mixed))
+    # only a choice against the mixer's own is among the tensors
+    assert len([name for name in model.state_dict() if name.endswith('own_residual')]) == marked
+    x = torch.randn(1, 3, 64, 64)
+    expected = model(x)
+    model.switch_to_deploy()
+    merged = PartialNet(**arguments, deploy=True).eval()
+    merged.load_state_dict(model.state_dict(), strict=True)
+    for out, want in zip(merged(x), expected):
+        torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-4)
+
+
+def test_heads_beside_a_variant():
+    model = PartialNet('t1-appendix', num_heads=4)
+    assert {len(block.token_mixer.position_bias.table) for block in model.stages[3]} == {4}
+    assert PartialNet('t1-appendix').stages[3][0].token_mixer.num_heads == 6
