@@ -5,6 +5,7 @@ classifiers   networks with cross entropy and AdamW, e.g. PartialNet beside timm
 backbones     forward and backward pass of backbones that return the feature maps of four stages
 detectors     whole configs of mmdet on random boxes: losses of all heads and the config's optimizer
 resolutions   a classifier's config at each of its resolutions, beside a fixed one
+data          training pipelines on photographs: where a worker's time goes, and how many workers feed the GPUs
 
 Weights and images are random. The peak is what a process needs for building the model and for two training steps:
 weights, gradients, the optimizer's state and activations.
@@ -29,6 +30,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from partialnet_mm.analysis import data_pipeline
 from partialnet_mm.analysis.build import build_model
 from partialnet_mm.analysis.commands import add_machine_arguments, existing_file, positive
 from partialnet_mm.analysis.measure import (
@@ -266,9 +268,14 @@ def parse_args() -> argparse.Namespace:
     command.add_argument('--sizes', type=int, nargs='+', help="sizes that are drawn from (default: the config's)")
     command.add_argument('--fixed', type=int, default=224, help='size that they are compared with (default: 224)')
 
+    data_pipeline.add_arguments(commands.add_parser('data'))
+
     args = parser.parse_args()
     try:
-        check(args)
+        if args.command == 'data':
+            args.report = data_pipeline.report(args)
+        else:
+            check(args)
     except ValueError as error:
         commands.choices[args.command].error(str(error))
     return args
@@ -298,6 +305,9 @@ def check(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
+    if args.command == 'data':
+        print(f'{describe_machine("cpu")}, {args.rounds} alternating rounds\n\n{args.report}')
+        return
     torch.set_num_threads(args.threads)
     if args.memory_of:
         print(measure_peak(args.memory_of, args))
