@@ -6,7 +6,8 @@ import statistics
 import tempfile
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
 
-from .commands import existing_file, positive
+from .commands import add_machine_arguments, existing_file, positive
 from .measure import Spread, markdown_table, progress, ratio
 
 #: Files of a folder that are taken for photographs.
@@ -189,57 +190,77 @@ class PipelineTimes:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Adds what :func:`report` needs."""
-    parser.add_argument('configs', type=existing_file, nargs='+', metavar='CONFIG', help='configs of mmpretrain or mmdet')
+    """Adds what :func:`report` needs, and what a measurement of training steps needs."""
+    add_machine_arguments(parser, rounds=5)
+    parser.add_argument('configs', type=existing_file, nargs='+', metavar='CONFIG', help='of mmpretrain or mmdet')
     parser.add_argument('--images', type=existing_folder, required=True, metavar='DIR', help='folder with photographs')
     parser.add_argument('--annotations', type=existing_file, metavar='FILE',
                         help="COCO's annotations of the photographs, for configs of mmdet")
     parser.add_argument('--image-size', type=positive, nargs=2, metavar=('W', 'H'),
                         help='resize the photographs to this size before, for configs of mmpretrain')
     parser.add_argument('--limit', type=positive, default=100, help='photographs at most (default: %(default)s)')
-    parser.add_argument('--rounds', type=positive, default=5, help='timed rounds (default: %(default)s)')
     parser.add_argument('--sizes', type=positive, nargs='+', metavar='SIDE',
                         help="sides of a classifier's training images (default: the config's)")
     parser.add_argument('--gpus', type=positive, default=8, help='GPUs to feed (default: %(default)s)')
-    parser.add_argument('--images-per-second', type=positive, nargs='+', default=[1000, 2000], metavar='RATE',
-                        help='that one GPU trains, given here and not measured (default: 1000 2000); the log of a '
-                        'training and the command resolutions show it')
+    parser.add_argument('--images-per-second', type=positive, nargs='+', default=[], metavar='RATE',
+                        help='that one GPU trains, as the log of a training shows it')
+    parser.add_argument('--step-batch', type=positive, metavar='N',
+                        help='measure the images per second of this device by training steps of N random images')
 
 
-def report(args: Namespace) -> str:
+def report(args: Namespace, rates: Mapping[Path, float]) -> str:
     """Tables of the time of each step, the images per second of a worker, and the workers that feed the GPUs.
 
-    It sets the number of threads of PyTorch and OpenCV to that of a worker.
+    PyTorch and OpenCV compute with one thread, as they do in a worker.
+
+    Args:
+        args: From a parser with :func:`add_arguments`.
+        rates: Images per second of a GPU for each config, where they have been measured.
 
     Raises:
         ValueError: If a config is neither of mmpretrain nor of mmdet, a folder holds no photographs, or the annotations
             for a config of mmdet are missing.
     """
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    with tempfile.TemporaryDirectory() as folder:
-        measured = {f'{config.parent.name}/{config.stem}': _measure(Config.fromfile(config), args, Path(folder))
-                    for config in args.configs}
+    with _one_thread(), tempfile.TemporaryDirectory() as folder:
+        measured = {config: _measure(Config.fromfile(config), args, Path(folder)) for config in args.configs}
+    labels = {config: f'{config.parent.name}/{config.stem}' for config in args.configs}
     parts = []
-    for name, times in measured.items():
+    for config, times in measured.items():
         rows = []
         for form, label in (('own', 'config'), ('plain', 'plain')):
             spent = times.milliseconds(form)
             rows += [[label, step, f'{second:.2f}', f'{second / sum(spent):.0%}']
                      for step, second in zip(times.steps[form], spent)]
-        parts.append(f'{name}\n\n' + markdown_table(['pipeline', 'step', 'CPU time per image (ms)', 'share'], rows))
-    rows = [[name, 'mean' if size is None else size, f'{times.images_per_second(size, "plain"):.0f}',
+        parts.append(f'{labels[config]}\n\n'
+                     + markdown_table(['pipeline', 'step', 'CPU time per image (ms)', 'share'], rows))
+    rows = [[labels[config], 'all' if size is None else size, f'{times.images_per_second(size, "plain"):.0f}',
              f'{times.images_per_second(size):.0f}', times.speedup(size).text()]
-            for name, times in measured.items() for size in dict.fromkeys([*times.sizes, None])]
-    parts.append('images per second of one worker on one core\n\n' + markdown_table(
+            for config, times in measured.items() for size in dict.fromkeys([*times.sizes, None])]
+    parts.append('images per second of one worker on one core, without waiting for the disk\n\n' + markdown_table(
         ['config', 'side', 'plain', 'config', 'config over plain (quartiles)'], rows))
-    rows = [[name, rate, f'{times.images_per_second():.0f}', workers,
-             workers * args.gpus] for name, times in measured.items() for rate in args.images_per_second
-            for workers in [workers_needed(rate, times.images_per_second())]]
-    parts.append(f'workers that feed {args.gpus} GPUs; the images per second of a GPU are given, not measured\n\n'
-                 + markdown_table(['config', 'images/s of a GPU', 'images/s of a worker', 'workers per GPU (num_workers)',
-                                   f'workers, {args.gpus} GPUs'], rows))
+    rows = []
+    for config, times in measured.items():
+        of_gpus = [(rate, 'given') for rate in args.images_per_second]
+        if config in rates:
+            of_gpus.append((rates[config], 'measured'))
+        for rate, source in of_gpus:
+            workers = workers_needed(rate, times.images_per_second())
+            rows.append([labels[config], f'{rate:.0f} ({source})', f'{times.images_per_second():.0f}', workers,
+                         workers * args.gpus])
+    if rows:
+        parts.append(markdown_table(['config', 'images/s of a GPU', 'images/s of a worker', 'workers per GPU',
+                                     f'workers of {args.gpus} GPUs'], rows))
     return '\n\n'.join(parts)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    yield
+    torch.set_num_threads(threads[0])
+    cv2.setNumThreads(threads[1])
 
 
 def _measure(cfg: Config, args: Namespace, folder: Path) -> PipelineTimes:
@@ -250,8 +271,8 @@ def _measure(cfg: Config, args: Namespace, folder: Path) -> PipelineTimes:
         samples = coco_samples(cfg, args.images, args.annotations, args.limit)
         return PipelineTimes(cfg, samples, [], args.rounds)
     if cfg.default_scope != 'mmpretrain':
-        raise ValueError(f"configs must be of mmpretrain or mmdet, got one with default_scope {cfg.default_scope!r}")
-    files = sorted(folder.iterdir())  # from the config before
+        raise ValueError(f'configs must be of mmpretrain or mmdet, got one with default_scope {cfg.default_scope!r}')
+    files = sorted(folder.iterdir())  # written for the config before
     if not files:
         files = (find_photographs(args.images, args.limit) if args.image_size is None else
                  write_photographs(args.images, folder, tuple(args.image_size), args.limit))

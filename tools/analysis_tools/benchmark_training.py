@@ -140,7 +140,8 @@ def train_config(name: str, args: argparse.Namespace) -> Step:
     return lambda size: model.train_step(copy.deepcopy(batch(size)), optim_wrapper)
 
 
-TRAIN = dict(classifiers=train_classifier, backbones=train_backbone, detectors=train_config, resolutions=train_config)
+TRAIN = dict(classifiers=train_classifier, backbones=train_backbone, detectors=train_config, resolutions=train_config,
+             data=train_config)
 
 
 def build_step(name: str, args: argparse.Namespace) -> Step:
@@ -224,6 +225,19 @@ def print_schedule(seconds: dict[str, float], args: argparse.Namespace) -> None:
                   'like this one')
 
 
+def measured_rates(args: argparse.Namespace) -> dict[Path, float]:
+    """Images per second that this device trains, for each config at its sizes."""
+    torch.set_num_threads(args.threads)
+    args.batch, args.channels_last, rates = args.step_batch, False, {}
+    for config in args.configs:
+        step = build_step(str(config), args)
+        sides = args.sizes or data_pipeline.resolutions_of(Config.fromfile(config))
+        sizes = [(side, side) for side in sides] or [(800, 1333)]
+        times = time_in_rounds({size: functools.partial(step, size) for size in sizes}, args.rounds)
+        rates[config] = args.batch / statistics.mean(statistics.median(times[size]) for size in sizes)
+    return rates
+
+
 def sizes_of(config: Path) -> Sequence[int]:
     """The sizes that the config's TrainResolutionHook draws from, those of the paper where it names none."""
     hooks = Config.fromfile(config).get('custom_hooks') or ()
@@ -273,7 +287,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     try:
         if args.command == 'data':
-            args.report = data_pipeline.report(args)
+            args.report = data_pipeline.report(args, measured_rates(args) if args.step_batch else {})
         else:
             check(args)
     except ValueError as error:

@@ -2,6 +2,7 @@
 """Annotations and flips for instance segmentation with mmdet's results, in a fraction of its time."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -92,6 +93,9 @@ class SelectedMasks:
         for mask, position in zip(masks, chosen):
             self._draw(self._rles[position], mask)
         return BitmapMasks(masks, self.height, self.width)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self[:])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('_'):  # also looked for while a copy is not complete
