@@ -12,11 +12,11 @@ from .version import __version__
 if not is_starting_doctor():
     check_environment()
 
-    from . import engine, models
+    from . import datasets, engine, models
     from .models import PartialNet
     from .swap_backbone import swap_backbone
     from .zoo import config_path, list_configs, register_with_mmpretrain
 
     register_with_mmpretrain()
 
-__all__ = ['PartialNet', '__version__', 'config_path', 'engine', 'list_configs', 'models', 'swap_backbone']
+__all__ = ['PartialNet', '__version__', 'config_path', 'datasets', 'engine', 'list_configs', 'models', 'swap_backbone']

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from pycocotools import mask as mask_utils
 
 SHAPE_CLASSES = ('disc', 'box', 'triangle')
 
@@ -117,6 +116,7 @@ def _shape_mask(rng: np.random.Generator, size: int, category: int) -> np.ndarra
 
 
 def _annotate(annotation_id: int, image_id: int, category: int, mask: np.ndarray) -> dict:
+    from pycocotools import mask as mask_utils  # installed with mmdet
     encoded = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
     return dict(
         id=annotation_id, image_id=image_id, category_id=category + 1, area=float(mask_utils.area(encoded)), iscrowd=0,

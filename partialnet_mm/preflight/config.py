@@ -85,8 +85,7 @@ def _check_dataset(dataset: Any, cfg: Config, images: int | None) -> Iterator[Fi
         ann_file = os.path.join(root, dataset.get('ann_file') or '')
         classes = _classes_of(dataset)
         yield from _check_num_classes(cfg, ann_file, classes)
-        steps = [str(step.get('type')) for step in dataset.get('pipeline') or ()]
-        masks = any(step.get('with_mask') for step in dataset.get('pipeline') or () if 'LoadAnnotations' in steps)
+        masks = any(step.get('with_mask') for step in dataset.get('pipeline') or ())
         yield from check_coco(ann_file, os.path.join(root, prefix.get('img') or ''), classes, masks, images)
     elif kind in ('ImageNet', 'CustomDataset') and not dataset.get('ann_file'):
         folder = prefix if isinstance(prefix, str) else prefix.get('img_path') or ''

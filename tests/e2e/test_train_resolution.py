@@ -185,13 +185,19 @@ def test_two_processes_have_the_sizes_of_one(tmp_path, images):
 # The same after an interruption
 
 
-@pytest.mark.parametrize('iteration', [5, 8])
-def test_a_resumed_training_draws_what_it_would_have_drawn(tmp_path, images, iteration):
+FAST = [dict(type='FastRandomResizedCrop', scale=224, flip_prob=0.5),
+        dict(type='FastRandAugment', policies='timm_increasing', num_policies=2, magnitude_level=7),
+        dict(type='PackInputs')]
+
+
+@pytest.mark.parametrize('iteration, options', [(5, {}), (8, {'train_dataloader.dataset.pipeline': FAST})])
+def test_a_resumed_training_draws_what_it_would_have_drawn(tmp_path, images, iteration, options):
     whole_batches, left_batches, resumed_batches = Batches(), Batches(), Batches()
-    whole = build_runner(tmp_path / 'whole', images, hooks=[whole_batches])
+    whole = build_runner(tmp_path / 'whole', images, hooks=[whole_batches], options=options)
     whole.train()
-    train_until_left(build_runner(tmp_path / 'left', images, hooks=[left_batches, SignalAt(iteration)]))
-    resumed = build_runner(tmp_path / 'left', images, hooks=[resumed_batches], options={'resume': True})
+    train_until_left(build_runner(tmp_path / 'left', images, hooks=[left_batches, SignalAt(iteration)],
+                                  options=options))
+    resumed = build_runner(tmp_path / 'left', images, hooks=[resumed_batches], options={'resume': True, **options})
     resumed.train()
     assert left_batches.seen + resumed_batches.seen == whole_batches.seen, 'sizes and pixels'
     assert len(left_batches.seen) == iteration + 1
@@ -264,6 +270,7 @@ def dataset_of(images, *steps, **wrapper):
     [dict(type='RandomApply', transforms=[CROP], prob=1.)],
     [dict(type='MultiView', num_views=2, transforms=[[CROP]])],
     [CROP, dict(type='RandAugment', policies='timm_increasing', num_policies=2, magnitude_level=7)],
+    [dict(CROP, type='FastRandomResizedCrop')],
 ])
 @pytest.mark.parametrize('size', [32, 96])
 def test_crops_that_are_known(images, steps, size):

@@ -4,6 +4,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from partialnet_mm.analysis.data_pipeline import plain_pipeline
+
 #: What a training and a test read. Pipelines, data sets and their paths are part of the loaders.
 SETTINGS = ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator',
             'train_cfg', 'val_cfg', 'test_cfg', 'param_scheduler', 'optim_wrapper', 'custom_hooks', 'auto_scale_lr')
@@ -30,4 +32,12 @@ def differences(theirs: Any, ours: Any, path: str = '') -> dict[str, tuple]:
 def settings_of(cfg: Config) -> dict:
     settings = {name: cfg[name] for name in SETTINGS if name in cfg}
     settings['model'] = {name: part for name, part in cfg.model.items() if name != 'backbone'}
-    return settings
+    return _with_plain_pipelines(settings)
+
+
+def _with_plain_pipelines(node: Any) -> Any:
+    """Settings with mmdet's steps in place of this package's; test_detection.py shows that they give the same."""
+    if isinstance(node, dict):
+        return {key: plain_pipeline(value) if key == 'pipeline' else _with_plain_pipelines(value)
+                for key, value in node.items()}
+    return node

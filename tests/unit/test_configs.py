@@ -98,9 +98,9 @@ def test_mask_rcnn_1x_is_table_7(arch):
         resize = [t for t in pipeline if t.type == 'Resize']
         assert resize == [dict(type='Resize', scale=(1333, 800), keep_ratio=True)]
     assert [t.type for t in cfg.train_dataloader.dataset.pipeline] == [
-        'LoadImageFromFile', 'LoadAnnotations', 'Resize', 'RandomFlip', 'PackDetInputs']
+        'LoadImageFromFile', 'FastLoadAnnotations', 'Resize', 'FastRandomFlip', 'PackDetInputs']
     assert cfg.train_dataloader.dataset.pipeline[3].prob == 0.5
-    assert not any(t.type == 'RandomFlip' for t in cfg.val_dataloader.dataset.pipeline)
+    assert not any('Flip' in t.type for t in cfg.val_dataloader.dataset.pipeline)
     # Data: COCO 2017 with box and mask AP.
     assert cfg.train_dataloader.dataset.data_root == 'data/coco/'
     assert cfg.train_dataloader.dataset.ann_file == 'annotations/instances_train2017.json'
@@ -156,19 +156,19 @@ def test_pretraining_augments_as_table_8(arch):
     train, test = ([TRANSFORMS.build(step) for step in loader.dataset.pipeline]
                    for loader in (cfg.train_dataloader, cfg.val_dataloader))
     # No erasing, no colour jitter.
-    randaugment = [step for step in train if type(step).__name__ == 'RandAugment']
-    assert [type(step).__name__ for step in train if step not in randaugment] == [
-        'LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip', 'PackInputs']
-    crop, flip = train[1:3]
-    assert (crop.interpolation, crop.crop_ratio_range, crop.aspect_ratio_range) == (
-        'bicubic', (0.08, 1.0), (3 / 4, 4 / 3))
-    assert (flip.prob, flip.direction) == (0.5, 'horizontal')
+    randaugment = [step for step in train if type(step).__name__ == 'FastRandAugment']
+    assert [type(step).__name__ for step in train if step not in randaugment] == ['FastRandomResizedCrop', 'PackInputs']
+    first = train[0]
+    assert (first.interpolation, first.crop.crop_ratio_range, first.crop.aspect_ratio_range, first.flip_prob) == (
+        'bicubic', (0.08, 1.0), (3 / 4, 4 / 3), 0.5)
     assert [(step.magnitude_level, step.magnitude_std, step.total_level, step.num_policies, len(step.policies))
-            for step in randaugment] == ([] if magnitude is None else [(magnitude, 0.5, 10, 2, 15)])
-    assert train[3] in [*randaugment, train[-1]], 'on images that are not packed yet'
+            for step in (fast.augment for fast in randaugment)] == (
+                [] if magnitude is None else [(magnitude, 0.5, 10, 2, 15)])
+    assert train[1] in [*randaugment, train[-1]], 'on images that are not packed yet'
     # Test: 224 of 224 / 0.9, bicubic.
-    assert [type(step).__name__ for step in test] == ['LoadImageFromFile', 'ResizeEdge', 'CenterCrop', 'PackInputs']
-    assert (test[1].scale, test[1].edge, test[1].interpolation) == (int(224 / 0.9), 'short', 'bicubic')
+    assert [type(step).__name__ for step in test] == [
+        'LoadImageFromFile', 'FastResizeEdge', 'CenterCrop', 'PackInputs']
+    assert (test[1].scale, test[1].interpolation) == (int(224 / 0.9), 'bicubic')
     assert tuple(test[2].crop_size) == (224, 224)
     assert cfg.test_dataloader == cfg.val_dataloader
     assert cfg.val_evaluator == dict(type='Accuracy', topk=(1, 5))

@@ -5,6 +5,7 @@ classifiers   networks with cross entropy and AdamW, e.g. PartialNet beside timm
 backbones     forward and backward pass of backbones that return the feature maps of four stages
 detectors     whole configs of mmdet on random boxes: losses of all heads and the config's optimizer
 resolutions   a classifier's config at each of its resolutions, beside a fixed one
+data          training pipelines on photographs: where a worker's time goes, and how many workers feed the GPUs
 
 Weights and images are random. The peak is what a process needs for building the model and for two training steps:
 weights, gradients, the optimizer's state and activations.
@@ -29,6 +30,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from partialnet_mm.analysis import data_pipeline
 from partialnet_mm.analysis.build import build_model
 from partialnet_mm.analysis.commands import add_machine_arguments, existing_file, positive
 from partialnet_mm.analysis.measure import (
@@ -149,7 +151,8 @@ def train_config(name: str, args: argparse.Namespace) -> Step:
     return lambda size: model.train_step(copy.deepcopy(batch(size)), optim_wrapper)
 
 
-TRAIN = dict(classifiers=train_classifier, backbones=train_backbone, detectors=train_config, resolutions=train_config)
+TRAIN = dict(classifiers=train_classifier, backbones=train_backbone, detectors=train_config, resolutions=train_config,
+             data=train_config)
 
 
 def build_step(name: str, args: argparse.Namespace) -> Step:
@@ -233,6 +236,19 @@ def print_schedule(seconds: dict[str, float], args: argparse.Namespace) -> None:
                   'like this one')
 
 
+def measured_rates(args: argparse.Namespace) -> dict[Path, float]:
+    """Images per second that this device trains, for each config at its sizes."""
+    torch.set_num_threads(args.threads)
+    args.batch, args.channels_last, rates = args.step_batch, False, {}
+    for config in args.configs:
+        step = build_step(str(config), args)
+        sides = args.sizes or data_pipeline.resolutions_of(Config.fromfile(config))
+        sizes = [(side, side) for side in sides] or [(800, 1333)]
+        times = time_in_rounds({size: functools.partial(step, size) for size in sizes}, args.rounds)
+        rates[config] = args.batch / statistics.mean(statistics.median(times[size]) for size in sizes)
+    return rates
+
+
 def sizes_of(config: Path) -> Sequence[int]:
     """The sizes that the config's TrainResolutionHook draws from, those of the paper where it names none."""
     hooks = Config.fromfile(config).get('custom_hooks') or ()
@@ -280,9 +296,14 @@ def parse_args() -> argparse.Namespace:
     command.add_argument('--sizes', type=int, nargs='+', help="sizes that are drawn from (default: the config's)")
     command.add_argument('--fixed', type=int, default=224, help='size that they are compared with (default: 224)')
 
+    data_pipeline.add_arguments(commands.add_parser('data'))
+
     args = parser.parse_args()
     try:
-        check(args)
+        if args.command == 'data':
+            args.report = data_pipeline.report(args, measured_rates(args) if args.step_batch else {})
+        else:
+            check(args)
     except ValueError as error:
         commands.choices[args.command].error(str(error))
     return args
@@ -315,6 +336,9 @@ def check(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
+    if args.command == 'data':
+        print(f'{describe_machine("cpu")}, {args.rounds} alternating rounds\n\n{args.report}')
+        return
     torch.set_num_threads(args.threads)
     if args.memory_of:
         print(measure_peak(args.memory_of, args))

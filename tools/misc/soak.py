@@ -71,7 +71,7 @@ def vary_sizes(node: object) -> None:
         steps = node.get('pipeline')
         if steps:
             steps = [step for step in steps if step['type'] not in ('Resize', 'RandomChoiceResize', 'RandomResize')]
-            after = [step['type'] for step in steps].index('LoadAnnotations') + 1
+            after = [step['type'].endswith('LoadAnnotations') for step in steps].index(True) + 1
             resize = dict(type='RandomChoiceResize', scales=[(700, size) for size in SIZES], keep_ratio=True)
             node['pipeline'] = [*steps[:after], resize, *steps[after:]]
 

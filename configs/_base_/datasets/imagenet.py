@@ -11,15 +11,13 @@ data_preprocessor = dict(
 # custom_hooks = [dict(type='TrainResolutionHook', schedule=[(0, 192), (280, 224)])]
 custom_hooks = [dict(type='TrainResolutionHook', sizes=[128, 160, 192, 224, 256, 288])]
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    # The hook above sets the scale.
-    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    # Reads, crops, resizes and flips an image. The hook above sets the scale.
+    dict(type='FastRandomResizedCrop', scale=224, interpolation='bicubic', flip_prob=0.5),
     dict(type='PackInputs')
 ]
 # All variants except T0 insert it before PackInputs, each with its own magnitude_level.
 rand_augment = dict(
-    type='RandAugment',
+    type='FastRandAugment',
     policies='timm_increasing',
     num_policies=2,
     total_level=10,
@@ -28,7 +26,7 @@ rand_augment = dict(
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     # A crop ratio of 0.9: 224 / 0.9, rounded down.
-    dict(type='ResizeEdge', scale=248, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='FastResizeEdge', scale=248, interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs')
 ]

@@ -42,7 +42,8 @@ class ResolutionDataset(Dataset):
 
     Args:
         dataset: Any, wrappers included, whose pipelines hold one
-            ``RandomResizedCrop`` each, mmpretrain's or torchvision's.
+            ``RandomResizedCrop`` each, mmpretrain's, torchvision's or
+            :class:`FastRandomResizedCrop`.
 
     Raises:
         ValueError: If a pipeline holds none, or several.
@@ -114,7 +115,8 @@ def random_resized_crops(dataset: Any) -> list[Any]:
         if len(crops) != 1:
             names = [type(step).__name__ for step in steps]
             raise ValueError(f'a training resolution needs exactly one RandomResizedCrop in the train pipeline of '
-                             f'{type(leaf).__name__}, mmpretrain\'s or torchvision\'s; it has {len(crops)}: {names}')
+                             f'{type(leaf).__name__}, mmpretrain\'s, torchvision\'s or FastRandomResizedCrop; it has '
+                             f'{len(crops)}: {names}')
         found += crops.values()
     return found
 
@@ -144,8 +146,9 @@ def _steps(node: Any) -> Iterator[Any]:
 
 
 def _crops_in(step: Any) -> Iterator[Any]:
-    # mmpretrain keeps a transform of torchvision's in t. The classes go by name: mmpretrain need not be there.
-    for crop in (step, getattr(step, 't', None)):
+    # mmpretrain keeps a transform of torchvision's in t, FastRandomResizedCrop one of mmpretrain's in crop. The classes
+    # go by name: mmpretrain need not be there.
+    for crop in (step, getattr(step, 't', None), getattr(step, 'crop', None)):
         if any(base.__name__ == 'RandomResizedCrop' for base in type(crop).__mro__):
             yield crop
 

@@ -21,7 +21,8 @@ class TrainResolutionHook(Hook):
 
     ``custom_hooks = [dict(type='TrainResolutionHook')]`` adds it to any
     mmpretrain config whose train pipeline has a ``RandomResizedCrop``,
-    mmpretrain's or torchvision's; its size in the config then does not count.
+    mmpretrain's, torchvision's or :class:`FastRandomResizedCrop`; its size in
+    the config then does not count.
     That crop itself makes images of the size of the batch, so nothing is
     resampled twice. Validation and test are left as they are.
 
