@@ -1,10 +1,11 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Times training steps in alternating rounds, and measures their peak memory; needs no data.
+"""Times training steps in alternating rounds, and measures their memory; needs no data.
 
 classifiers   networks with cross entropy and AdamW, e.g. PartialNet beside timm's FasterNet
 backbones     forward and backward pass of backbones that return the feature maps of four stages
 detectors     whole configs of mmdet on random boxes: losses of all heads and the config's optimizer
 resolutions   a classifier's config at each of its resolutions, beside a fixed one
+memory        what an image of the pretraining keeps for the backward pass, and how many images cards take; counted
 
 Weights and images are random. The peak is what a process needs for building the model and for two training steps:
 weights, gradients, the optimizer's state and activations.
@@ -29,6 +30,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from partialnet_mm.analysis import training_memory
 from partialnet_mm.analysis.build import build_model
 from partialnet_mm.analysis.commands import add_machine_arguments, existing_file, positive
 from partialnet_mm.analysis.measure import (
@@ -45,8 +47,8 @@ from partialnet_mm.analysis.peers import build_network, find_config
 from partialnet_mm.engine.hooks.train_resolution import PAPER_SIZES, TrainResolution
 from partialnet_mm.models import PartialNet
 
-#: What is appended to the name of a network whose blocks are computed again in the backward pass.
-WITH_CP = '+with_cp'
+#: What is appended to the name of a network that computes again in the backward pass, and the argument of PartialNet.
+WITH_CP = {'+with_cp': True, '+norm_act': 'norm_act'}
 #: Objects per image: train2017 of COCO has 860001 on 118287 images.
 OBJECTS = 7
 #: Images, epochs and devices of COCO's 1x schedule, without images that have no object, and of the paper's pretraining.
@@ -67,11 +69,17 @@ def to_device(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
 
+def split_name(name: str) -> tuple[str, bool | str]:
+    """The name of a network, and its ``with_cp``."""
+    suffix = next((suffix for suffix in WITH_CP if name.endswith(suffix)), '')
+    return name.removesuffix(suffix), WITH_CP.get(suffix, False)
+
+
 def build_backbone(name: str) -> nn.Module:
     """A backbone that returns the feature maps of four stages."""
+    name, with_cp = split_name(name)
     if name.startswith('partialnet_'):
-        arch = name.removeprefix('partialnet_').removesuffix(WITH_CP)
-        return PartialNet(arch, out_indices=(0, 1, 2, 3), with_cp=name.endswith(WITH_CP))
+        return PartialNet(name.removeprefix('partialnet_'), out_indices=(0, 1, 2, 3), with_cp=with_cp)
     import timm
     stages = len(timm.create_model(name, features_only=True).feature_info)
     return timm.create_model(name, features_only=True, out_indices=tuple(range(stages - 4, stages)))
@@ -109,10 +117,11 @@ def train_backbone(name: str, args: argparse.Namespace) -> Step:
 def train_config(name: str, args: argparse.Namespace) -> Step:
     """The model and optimizer of a config of mmdet or mmpretrain."""
     MMLogger.get_instance('benchmark_training', log_level='WARNING')  # no report of each initialized weight
-    cfg = Config.fromfile(find_config(name.removesuffix(WITH_CP)))
+    name, with_cp = split_name(name)
+    cfg = Config.fromfile(find_config(name))
     cfg.model.backbone.init_cfg = None
-    if name.endswith(WITH_CP):
-        cfg.model.backbone.with_cp = True
+    if with_cp:
+        cfg.model.backbone.with_cp = with_cp
     model = revert_sync_batchnorm(build_model(cfg))
     model.init_weights()
     to_device(model, args)
@@ -190,8 +199,8 @@ def print_networks(args: argparse.Namespace) -> None:
 
 
 def label(name: str) -> str:
-    path = Path(name.removesuffix(WITH_CP))
-    return f'{path.parent.name}/{path.stem}{WITH_CP * name.endswith(WITH_CP)}' if path.suffix == '.py' else name
+    path = Path(split_name(name)[0])
+    return f'{path.parent.name}/{path.stem}{name[len(split_name(name)[0]):]}' if path.suffix == '.py' else name
 
 
 def print_resolutions(args: argparse.Namespace) -> None:
@@ -255,20 +264,26 @@ def parse_args() -> argparse.Namespace:
     command = add('backbones', 1, (800, 1344))
     command.add_argument('networks', nargs='*', default=['partialnet_s', 'fasternet_s', 'resnet50'], help=names)
     command.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
-    with_cp = 'also measure each PartialNet with with_cp=True'
+    with_cp, norm_act = (f'also measure each PartialNet with with_cp={value!r}' for value in WITH_CP.values())
     command.add_argument('--with-cp', action='store_true', help=with_cp)
+    command.add_argument('--norm-act', action='store_true', help=norm_act)
     command = add('detectors', 2, (800, 1333), COCO)
     command.add_argument('networks', nargs='+', metavar='CONFIG', help='config of mmdet, a file or mmdet:CONFIG '
                          'for one that mmdet ships; times are compared with the last')
     command.add_argument('--with-cp', action='store_true', help=with_cp)
+    command.add_argument('--norm-act', action='store_true', help=norm_act)
     command = add('resolutions', 32, (224, 224), IMAGENET)
     command.add_argument('networks', nargs=1, type=existing_file, metavar='CONFIG', help='config of a classifier')
     command.add_argument('--sizes', type=int, nargs='+', help="sizes that are drawn from (default: the config's)")
     command.add_argument('--fixed', type=int, default=224, help='size that they are compared with (default: 224)')
+    training_memory.add_arguments(commands.add_parser('memory'))
 
     args = parser.parse_args()
     try:
-        check(args)
+        if args.command == 'memory':
+            training_memory.check(args)
+        else:
+            check(args)
     except ValueError as error:
         commands.choices[args.command].error(str(error))
     return args
@@ -290,14 +305,18 @@ def check(args: argparse.Namespace) -> None:
             if name not in [f'partialnet_{arch}' for arch in PartialNet.arch_settings] and not timm.is_model(name):
                 raise ValueError(f'there is no network {name!r}: allowed are partialnet_ARCH with ARCH one of '
                                  f'{", ".join(PartialNet.arch_settings)}, and the names of timm')
-    if getattr(args, 'with_cp', False):
+    suffixes = [suffix for suffix in WITH_CP if getattr(args, suffix[1:], False)]
+    if suffixes:
         ours = [name for name in args.networks if name.startswith('partialnet_') or (
             name.endswith('.py') and Config.fromfile(find_config(name)).model.backbone.type == 'PartialNet')]
-        args.networks = [f'{name}{WITH_CP}' for name in ours] + args.networks
+        args.networks = [f'{name}{suffix}' for suffix in suffixes for name in ours] + args.networks
 
 
 def main() -> None:
     args = parse_args()
+    if args.command == 'memory':
+        print(training_memory.report(args))
+        return
     torch.set_num_threads(args.threads)
     if args.memory_of:
         print(measure_peak(args.memory_of, args))
