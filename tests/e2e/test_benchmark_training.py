@@ -82,11 +82,13 @@ def test_classifiers(rows):
 
 def test_backbones_with_and_without_checkpointing(rows, no_processes):
     pytest.importorskip('timm')
-    found, _ = rows('backbones', 'partialnet_t0', 'fasternet_t0', '--with-cp', '--size', '64', '96')
-    assert [row[0] for row in found] == ['partialnet_t0+with_cp', 'partialnet_t0', 'fasternet_t0']
+    found, _ = rows('backbones', 'partialnet_t0', 'fasternet_t0', '--with-cp', '--norm-act', '--size', '64', '96')
+    assert [row[0] for row in found] == ['partialnet_t0+with_cp', 'partialnet_t0+norm_act', 'partialnet_t0',
+                                         'fasternet_t0']
     for row in found:
         check_times(row, 1)
-    assert float(found[0][5]) < 0.3 * float(found[1][5])
+    assert float(found[0][5]) < 0.3 * float(found[2][5])
+    assert float(found[1][5]) < 0.7 * float(found[2][5])
 
 
 def test_detectors_and_the_hours_of_a_schedule(rows, no_processes, tmp_path, tiny_arch):
