@@ -62,7 +62,8 @@ def test_norm_act_is_for_all_layers(options, tiny_arch, randomize_norms):
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_norm_act_in_mixed_precision_keeps_less(memory_format):
-    plain, saving = (PartialNet('t2', with_cp=with_cp).to(memory_format=memory_format).train()
+    arch = dict(embed_dim=16, depths=(2, 2, 6, 1), num_heads=2, act_cfg=dict(type='ReLU', inplace=True))
+    plain, saving = (PartialNet(arch, with_cp=with_cp).to(memory_format=memory_format).train()
                      for with_cp in (False, 'norm_act'))
     saving.load_state_dict(plain.state_dict())
     x = torch.randn(4, 3, 64, 64).to(memory_format=memory_format)
