@@ -5,6 +5,7 @@ import os
 
 import torch
 
+from partialnet_mm.engine.runners.batch_size import apply_images_per_gpu, count_processes, describe_batch
 from partialnet_mm.engine.runners.command_line import (
     add_config_arguments,
     add_runner_arguments,
@@ -43,6 +44,10 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             parser.error(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
+    try:
+        cfg = apply_images_per_gpu(cfg, count_processes(args.launcher))
+    except ValueError as error:
+        parser.error(f'{args.config}: {error}')
     # torchrun starts the processes again after one of them failed.
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
     if args.resume or restarted:
@@ -52,7 +57,9 @@ def main() -> None:
         check_data(parser, cfg, SPLITS)
     # Heads may differ: other classes, or another kind of head.
     with one_sentence_errors(parser):
-        build_runner(cfg, least_fit=0.5, trust_checkpoint=args.trust_checkpoint).train()
+        runner = build_runner(cfg, least_fit=0.5, trust_checkpoint=args.trust_checkpoint)
+        runner.logger.info(describe_batch(cfg, runner.world_size))
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -16,15 +16,16 @@ SPATIAL_ATTENTIONS = ('partial', 'full', 'none')
 def check_backbone(network: nn.Module, *, arch: str | dict, num_heads: int | None, in_channels: int,
                    split_ratio: float | Sequence[float], out_indices: int | Sequence[int], frozen_stages: int,
                    token_mixers: str | dict | Sequence[str | dict], mixer_residual: bool | Sequence[bool] | None,
-                   gate: str | dict, spatial_attention: str, **rates: float) -> SimpleNamespace:
+                   gate: str | dict, spatial_attention: str, with_cp: bool | str,
+                   **rates: float) -> SimpleNamespace:
     """Checks the arguments of :class:`PartialNet` and writes them out.
 
     Args:
         network: The backbone; its ``arch_settings`` and ``num_stages`` are
             read.
         arch, num_heads, in_channels, split_ratio, out_indices, frozen_stages,
-            token_mixers, mixer_residual, gate, spatial_attention: As in the
-            backbone.
+            token_mixers, mixer_residual, gate, spatial_attention, with_cp: As
+            in the backbone.
         **rates: Probabilities by name, and ``layer_scale_init_value``.
 
     Returns:
@@ -70,6 +71,8 @@ def check_backbone(network: nn.Module, *, arch: str | dict, num_heads: int | Non
         raise ValueError(f'frozen_stages must be an int from -1 (none) to {stages} (all), got {frozen_stages!r}')
     if spatial_attention not in SPATIAL_ATTENTIONS:
         raise ValueError(f'spatial_attention must be one of {SPATIAL_ATTENTIONS}, got {spatial_attention!r}')
+    if with_cp not in (False, True, 'norm_act'):
+        raise ValueError(f"with_cp must be True, False or 'norm_act', got {with_cp!r}")
     scale = rates.pop('layer_scale_init_value')
     for name, rate in rates.items():
         if not isinstance(rate, Real) or not 0 <= rate < 1:

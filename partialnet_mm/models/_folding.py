@@ -12,7 +12,7 @@ import torch
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
-from ._layers import GlobalConv2d, PointwiseConv2d
+from ._layers import GlobalConv2d, PointwiseConv2d, has_no_hooks
 
 #: Scale and shift of each channel, (C, ).
 Affine = tuple[Tensor, Tensor]
@@ -151,7 +151,6 @@ def require_no_hooks(module: nn.Module, name: str) -> None:
     Raises:
         TypeError: If it has forward or backward hooks.
     """
-    if (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-            or module._backward_pre_hooks):
+    if not has_no_hooks(module):
         raise TypeError(f'{name} has hooks, which its folded form would leave out: remove them first (a pruned layer '
                         'by torch.nn.utils.prune.remove), or train with train_folded=False')

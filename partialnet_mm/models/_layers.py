@@ -1,5 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Small layers and helpers: matrix products as convolutions, norms of one value, activation checkpointing."""
+"""Small layers and helpers: matrix products as convolutions, norms of one value, recomputation in training."""
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -65,6 +66,12 @@ def normalize(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x)
 
 
+def has_no_hooks(module: nn.Module) -> bool:
+    """Whether no hook would miss a call of this module."""
+    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks)
+
+
 def checkpointed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Runs a function of a module without keeping its activations; the backward pass computes them again.
 
@@ -83,6 +90,77 @@ def checkpointed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Ten
         return checkpoint(function, x, use_reentrant=False)
     return checkpoint(function, x, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), _kept_statistics(module)))
+
+
+#: Applies a norm to its input.
+Normalize = Callable[[nn.Module, Tensor], Tensor]
+
+
+def recomputed(module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Runs a norm, an activation and the layer that follows; a module that recomputes keeps only the inputs.
+
+    The backward pass computes all before the last layer again: torch's
+    checkpoint stops where that layer has what it saves. A batch norm uses the
+    statistics of the first computation then, and updates its running ones
+    once. A compiler chooses by itself what to compute again, so it gets the
+    plain call.
+
+    Args:
+        module: Computes twice in training if its ``recompute`` is set.
+        function: From a :data:`Normalize`, by which it applies one norm, and
+            the inputs to its output, e.g. ``lambda normalize, x:
+            conv(act(normalize(norm, x)))``.
+        *inputs: Its other arguments.
+
+    Returns:
+        Its output, with the gradients of the plain call.
+    """
+    if not (module.recompute and module.training and torch.is_grad_enabled()) or _is_compiling():
+        return function(normalize, *inputs)
+    return checkpoint(functools.partial(function, _NormalizeTwice()), *inputs, use_reentrant=False)
+
+
+class _NormalizeTwice:
+    """:func:`normalize` for two computations, of which the second changes no norm."""
+
+    def __init__(self) -> None:
+        self.statistics: dict[nn.Module, list[Tensor]] = {}
+
+    def __call__(self, norm: nn.Module, x: Tensor) -> Tensor:
+        again = norm in self.statistics
+        statistics = self.statistics.setdefault(norm, [])
+        if (type(norm) is nn.BatchNorm2d and norm.training and x.numel() > x.shape[1] and has_no_hooks(norm)
+                and norm.running_mean is not None and norm.momentum is not None):
+            return _BatchNormTwice.apply(x, norm.weight, norm.bias, norm, statistics)
+        # Other norms are called both times: a SyncBN gathers again, and hooks see both calls.
+        with _kept_statistics(norm) if again else nullcontext():
+            return normalize(norm, x)
+
+
+class _BatchNormTwice(torch.autograd.Function):
+    """A batch norm in training that computes the statistics of the batch, unless it is given them."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor | None, bias: Tensor | None,
+                norm: nn.BatchNorm2d, statistics: list[Tensor]) -> Tensor:
+        if statistics:
+            mean, inverse_std = statistics
+            out = F.batch_norm(x, mean, inverse_std.pow(-2), weight, bias, eps=0.)
+        else:
+            norm.num_batches_tracked.add_(1)
+            out, mean, inverse_std = torch.native_batch_norm(
+                x, weight, bias, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps)
+            statistics += mean, inverse_std
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+        ctx.eps = norm.eps
+        return out
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, None, None, mean, inverse_std, True, ctx.eps, list(ctx.needs_input_grad[:3]))
+        return *gradients, None, None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ._arguments import named_arguments
 from ._checks import check_backbone
 from ._folded_training import folded_block, folded_downsample
 from ._folding import conv_of, fold_after, local_norm, norm_affine, require_plain, weight_and_bias
-from ._layers import checkpointed, normalize
+from ._layers import checkpointed, has_no_hooks, normalize, recomputed
 from .dpconv.fixed_ratios import searched_layers
 from .merged_block import MergedBlock
 from .patconv import PartialSpatialAttention
@@ -70,6 +70,8 @@ class ConvMLP(nn.Module):
     """
 
     expansion = 2
+    #: Whether the backward pass computes norm and activation again instead of keeping their outputs.
+    recompute = False
 
     def __init__(self,
                  channels: int,
@@ -84,7 +86,11 @@ class ConvMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
-        return self.conv2(self.act(normalize(self.norm, self.conv1(x))))
+        return self.project(self.conv1(x))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """All after the first convolution, (B, 2C, H, W) to (B, C, H, W)."""
+        return recomputed(self, lambda normalize, hidden: self.conv2(self.act(normalize(self.norm, hidden))), hidden)
 
 
 class PartialNetBlock(nn.Module):
@@ -107,7 +113,8 @@ class PartialNetBlock(nn.Module):
             for its form over all channels (Table 3), 'none' (Table 4).
             Defaults to 'partial'.
         with_cp: Whether the block is computed twice to save memory in
-            training. Defaults to False.
+            training; 'norm_act' for its norms, activations and gated products
+            only. Defaults to False.
     """
 
     #: Whether the token mixer has a residual of its own.
@@ -121,15 +128,18 @@ class PartialNetBlock(nn.Module):
                  drop_path_rate: float = 0.,
                  layer_scale_init_value: float = 0.,
                  spatial_attention: str = 'partial',
-                 with_cp: bool = False) -> None:
+                 with_cp: bool | str = False) -> None:
         super().__init__()
-        self.with_cp = with_cp
+        self.recompute = with_cp == 'norm_act'
+        self.with_cp = bool(with_cp) and not self.recompute
         self.train_folded = False  # set by PartialNet
         self.token_mixer = token_mixer
         self.mlp = ConvMLP(channels, norm_cfg, act_cfg)
+        self.mlp.recompute = self.recompute
         self.spatial_attention: nn.Module | None = None
         if spatial_attention != 'none':
             self.spatial_attention = PartialSpatialAttention(channels, norm_cfg, spatial_attention == 'full')
+            self.spatial_attention.recompute = self.recompute
         self.drop_path = DropPath(drop_path_rate)
         self.layer_scale: nn.Parameter | None = None
         if layer_scale_init_value > 0:
@@ -144,11 +154,21 @@ class PartialNetBlock(nn.Module):
 
     def mix(self, x: Tensor) -> Tensor:
         """The block itself, from (B, C, H, W) to the same."""
-        return x + self.drop_path(self.mix_channels(self.token_mixer(x)))
+        mixer, mlp = self.token_mixer, self.mlp
+        if not (self.recompute and getattr(mixer, 'attends_beside', False) and has_no_hooks(mixer)
+                and has_no_hooks(mlp)):
+            return x + self.drop_path(self.mix_channels(mixer(x)))
+        # What the first convolution of the MLP gets is computed again as well.
+        hidden = recomputed(self, lambda normalize, *parts: mlp.conv1(mixer.join(normalize, *parts)),
+                            *mixer.convolve_and_gate(x))
+        return x + self.drop_path(self.attend(mlp.project(hidden)))
 
     def mix_channels(self, x: Tensor) -> Tensor:
         """MLP, spatial attention and layer scale, from (B, C, H, W) to the same."""
-        x = self.mlp(x)
+        return self.attend(self.mlp(x))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Spatial attention and layer scale, from (B, C, H, W) to the same."""
         if self.spatial_attention is not None:
             x = self.spatial_attention(x)
         return x if self.layer_scale is None else x * self.layer_scale
@@ -229,6 +249,9 @@ class PartialNet(BaseModule):
             Needs ``norm_eval``. Evaluation computes as without it. Defaults to
             False.
         with_cp: Whether blocks are computed twice to save memory in training.
+            'norm_act' computes only norms, activations and gated products
+            twice, which costs less time and saves less. A compiler chooses
+            by itself what it computes twice, and ignores 'norm_act'.
             Defaults to False.
         deploy: Whether to merge the network when it is built, for checkpoints
             written after :meth:`switch_to_deploy`. Defaults to False.
@@ -283,7 +306,7 @@ class PartialNet(BaseModule):
                  gate: str | dict = 'gaussian',
                  spatial_attention: str = 'partial',
                  norm_eval: bool = False,
-                 with_cp: bool = False,
+                 with_cp: bool | str = False,
                  deploy: bool = False,
                  init_cfg: dict | list[dict] | None = None,
                  num_heads: int | None = None,
@@ -302,10 +325,13 @@ class PartialNet(BaseModule):
             out_indices=out_indices, frozen_stages=frozen_stages, token_mixers=token_mixers,
             mixer_residual=mixer_residual, gate=gate, spatial_attention=spatial_attention,
             drop_path_rate=drop_path_rate, attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate,
-            layer_scale_init_value=layer_scale_init_value)
+            layer_scale_init_value=layer_scale_init_value, with_cp=with_cp)
         if train_folded and not norm_eval:
             raise ValueError('train_folded=True needs norm_eval=True, got norm_eval=False: batch norms that normalize '
                              'by their batch cannot be folded')
+        if train_folded and with_cp == 'norm_act':
+            raise ValueError("train_folded=True needs with_cp of True or False, got 'norm_act': the folded form has no "
+                             'norms to compute again')
         if deploy:
             norm_cfg = local_norm(norm_cfg)
         self.arch = arch

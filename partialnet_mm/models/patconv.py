@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ._folding import Affine, norm_affine, require_no_hooks, require_plain, weight_and_bias
-from ._layers import hard_sigmoid, normalize
+from ._layers import Normalize, hard_sigmoid, normalize, recomputed
 from .gates import build_gate
 from .position_bias import RelativePositionBias
 
@@ -146,10 +146,19 @@ class PartialChannelAttention(_PartialAttention):
         """Channel attention, (B, C_attn, H, W) to the same."""
         return normalize(self.norm, x * self.gate(x))
 
+    @property
+    def attends_beside(self) -> bool:
+        """Whether the output is :meth:`join` of what :meth:`convolve_and_gate` returns."""
+        return self.norm is not None and not self.attend_all
+
     def convolve_and_gate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The convolved channels, the attended channels, and the gate of the latter, (B, C_attn, 1, 1)."""
         convolved, attended = x.split(self.split_sizes, dim=1)
         return self.conv(convolved), attended, self.gate(attended)
+
+    def join(self, normalize: Normalize, convolved: Tensor, attended: Tensor, gate: Tensor) -> Tensor:
+        """The output, (B, C, H, W)."""
+        return torch.cat((convolved, normalize(self.norm, attended * gate)), dim=1)
 
     def merged(self) -> tuple[nn.Module, Affine | None]:
         """The inference form, without the last norm, and the scale and shift of the output that it leaves out."""
@@ -289,6 +298,9 @@ class PartialSpatialAttention(nn.Module):
             each half's own. Defaults to False.
     """
 
+    #: Whether the backward pass computes the norms and the gated product again instead of keeping their outputs.
+    recompute = False
+
     def __init__(self, channels: int, norm_cfg: dict = dict(type='BN'), attend_all: bool = False) -> None:
         super().__init__()
         self.split_sizes = (channels // 2, channels - channels // 2)
@@ -305,8 +317,10 @@ class PartialSpatialAttention(nn.Module):
         gate = hard_sigmoid(self.logit_conv(x if self.attend_all else attended))
         if self.attend_all:
             rest = rest * gate
-        attended = normalize(self.attended_norm, attended * gate)
-        return torch.cat((attended, self.rest_conv(normalize(self.rest_norm, rest))), dim=1)
+        attended = recomputed(
+            self, lambda normalize, x, gate: normalize(self.attended_norm, x * gate), attended, gate)
+        rest = recomputed(self, lambda normalize, x: self.rest_conv(normalize(self.rest_norm, x)), rest)
+        return torch.cat((attended, rest), dim=1)
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """The children with the norms first, see :func:`norms_first`."""

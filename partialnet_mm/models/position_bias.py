@@ -20,7 +20,8 @@ class RelativePositionBias(nn.Module):
     PAT_sf.
 
     The buckets are computed from the size of the feature map, so that feature
-    maps of any size may follow each other. Nothing is kept between calls.
+    maps of any size may follow each other. Nothing is kept between calls; only
+    the buckets of 7 x 7 pixels, an image of 224 x 224, are made in advance.
 
     Args:
         num_heads: Attention heads.
@@ -29,6 +30,8 @@ class RelativePositionBias(nn.Module):
         beta: Index of the last bucket. Defaults to 40.
         gamma: Distance at which the last bucket is reached. Defaults to 160.
     """
+
+    usual_size = (7, 7)
 
     def __init__(self, num_heads: int, alpha: int = 20, beta: int = 40, gamma: int = 160) -> None:
         super().__init__()
@@ -39,6 +42,13 @@ class RelativePositionBias(nn.Module):
                    for d in range(gamma + 1)]
         nearest = [next(d for d, bucket in enumerate(buckets) if bucket >= k) for k in range(1, beta + 1)]
         self.first_squares = tuple(d * d - d + 1 for d in nearest)
+        self.register_buffer('usual_buckets', self.compute_buckets(*self.usual_size), persistent=False)
+
+    def _apply(self, *args: object, **kwargs: object) -> 'RelativePositionBias':
+        # Made again, because Module.to_empty leaves memory without values.
+        super()._apply(*args, **kwargs)
+        self.usual_buckets = self.compute_buckets(*self.usual_size)
+        return self
 
     def buckets(self, height: int, width: int) -> Tensor:
         """Bucket of each pair of positions of a feature map.
@@ -50,6 +60,13 @@ class RelativePositionBias(nn.Module):
         Returns:
             int64, (H * W, H * W), in row-major order of the positions.
         """
+        # An exporter that follows changing sizes has no ints here.
+        if isinstance(height, int) and (height, width) == self.usual_size:
+            return self.usual_buckets
+        return self.compute_buckets(height, width)
+
+    def compute_buckets(self, height: int, width: int) -> Tensor:
+        """As :meth:`buckets`, which has those of the usual size already."""
         device = self.table.device
         rows = torch.arange(height, device=device)
         columns = torch.arange(width, device=device)

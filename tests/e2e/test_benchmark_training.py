@@ -82,13 +82,14 @@ def test_classifiers(rows):
 
 def test_backbones_with_checkpointing_and_in_the_folded_form(rows, no_processes):
     pytest.importorskip('timm')
-    found, _ = rows('backbones', 'partialnet_t0', 'fasternet_t0', '--with-cp', '--folded', '--size', '256', '256')
-    assert [row[0] for row in found] == ['partialnet_t0+with_cp', 'partialnet_t0+folded', 'partialnet_t0+plain',
-                                         'partialnet_t0', 'fasternet_t0']
+    found, _ = rows('backbones', 'partialnet_t0', 'fasternet_t0', '--with-cp', '--norm-act', '--folded',
+                    '--size', '256', '256')
+    assert [row[0] for row in found] == [
+        *(f'partialnet_t0{suffix}' for suffix in ('+with_cp', '+norm_act', '+folded', '+plain', '')), 'fasternet_t0']
     for row in found:
         check_times(row, 1)
-    with_cp, folded, plain, default, _ = (float(row[5]) for row in found)
-    assert with_cp < 0.3 * default
+    with_cp, norm_act, folded, plain, default, _ = (float(row[5]) for row in found)
+    assert with_cp < 0.3 * default and norm_act < 0.7 * default
     assert folded < plain
 
 

@@ -55,10 +55,13 @@ def test_pretraining_trains_and_tests_in_two_processes(image_folders, tmp_path):
     pytest.importorskip('mmpretrain')
     config = 'configs/pretrain/partialnet_t0_in1k.py'
     options = classifier_options(image_folders)
-    done = run_tool('tools/dist_train.sh', config, 2, '--work-dir', tmp_path, '--cfg-options', *options)
+    done = run_tool('tools/dist_train.sh', config, 2, '--work-dir', tmp_path, '--cfg-options', *options,
+                    'images_per_gpu=2', 'auto_scale_lr.base_batch_size=8')
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    # 16 images in batches of 4 on 2 processes: 2 iterations
-    assert 'Epoch(train) [1][2/2]' in re.sub(' +', ' ', done.stdout + done.stderr)
+    log = re.sub(' +', ' ', done.stdout + done.stderr)
+    assert 'batch: 2 images per GPU x 2 GPU(s) x 2 accumulated step(s) = 8' in log.split('Epoch(train)')[0]
+    # 16 images in batches of 2 on 2 processes: 4 iterations
+    assert 'Epoch(train) [1][4/4]' in log
     assert (tmp_path / 'epoch_1.pth').is_file()
     state = torch.load(tmp_path / 'epoch_1.pth', map_location='cpu', weights_only=False)['state_dict']
     assert all(torch.isfinite(value).all() for value in state.values())

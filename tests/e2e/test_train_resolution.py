@@ -138,6 +138,12 @@ def test_mixup_and_cutmix_mix_images_of_one_size(tmp_path, images):
     assert np.isfinite(runner.message_hub.get_scalar('train/loss').data[0]).all()
 
 
+def test_accumulated_iterations_share_a_size(tmp_path, images):
+    batches = Batches()
+    build_runner(tmp_path, images, hooks=[batches], options={'optim_wrapper.accumulative_counts': 4}).train()
+    assert batches.sides == [side for side in drawn(3) for _ in range(4)]
+
+
 def test_a_schedule_by_epochs(tmp_path, images):
     batches = Batches()
     build_runner(tmp_path, images, dict(schedule=[(0, 64), (1, 96)]), hooks=[batches]).train()

@@ -1,11 +1,12 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Times training steps in alternating rounds, and measures their peak memory; needs no data.
+"""Times training steps in alternating rounds, and measures their memory; needs no data.
 
 classifiers   networks with cross entropy and AdamW, e.g. PartialNet beside timm's FasterNet
 backbones     forward and backward pass of backbones that return the feature maps of four stages
 detectors     whole configs of mmdet on random boxes: losses of all heads and the config's optimizer
 resolutions   a classifier's config at each of its resolutions, beside a fixed one
 data          training pipelines on photographs: where a worker's time goes, and how many workers feed the GPUs
+memory        what an image of the pretraining keeps for the backward pass, and how many images cards take; counted
 
 Weights and images are random. The peak is what a process needs for building the model and for two training steps:
 weights, gradients, the optimizer's state and activations.
@@ -30,7 +31,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from partialnet_mm.analysis import data_pipeline
+from partialnet_mm.analysis import data_pipeline, training_memory
 from partialnet_mm.analysis.build import build_model
 from partialnet_mm.analysis.commands import add_machine_arguments, existing_file, positive
 from partialnet_mm.analysis.measure import (
@@ -47,12 +48,13 @@ from partialnet_mm.analysis.peers import build_network, find_config
 from partialnet_mm.engine.hooks.train_resolution import PAPER_SIZES, TrainResolution
 from partialnet_mm.models import PartialNet
 
-#: What is appended to the name of a network whose blocks are computed again in the backward pass.
-WITH_CP = '+with_cp'
-#: What is appended where train_folded is set against the default or the config: a backbone that trains in the folded
-#: form, with the batch norms in evaluation mode; and a detector, or a backbone with such norms, in the plain form.
-FOLDED, PLAIN = '+folded', '+plain'
-SUFFIXES = (WITH_CP, FOLDED, PLAIN)
+#: What is appended to the name of a network, by the option that adds such rows, and the arguments of PartialNet.
+FORMS = {
+    'with_cp': {'+with_cp': dict(with_cp=True)},
+    'norm_act': {'+norm_act': dict(with_cp='norm_act', train_folded=False)},
+    'folded': {'+folded': dict(norm_eval=True, train_folded=True), '+plain': dict(norm_eval=True, train_folded=False)},
+}
+SUFFIXES = {suffix: options for forms in FORMS.values() for suffix, options in forms.items()}
 #: Objects per image: train2017 of COCO has 860001 on 118287 images.
 OBJECTS = 7
 #: Images, epochs and devices of COCO's 1x schedule, without images that have no object, and of the paper's pretraining.
@@ -73,16 +75,17 @@ def to_device(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
 
-def without_suffix(name: str) -> str:
-    return functools.reduce(str.removesuffix, SUFFIXES, name)
+def split_name(name: str) -> tuple[str, dict]:
+    """The name of a network without what is appended, and the arguments of PartialNet for that."""
+    suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), '')
+    return name.removesuffix(suffix), SUFFIXES.get(suffix, {})
 
 
 def build_backbone(name: str) -> nn.Module:
     """A backbone that returns the feature maps of four stages."""
+    name, options = split_name(name)
     if name.startswith('partialnet_'):
-        arch = without_suffix(name).removeprefix('partialnet_')
-        return PartialNet(arch, out_indices=(0, 1, 2, 3), with_cp=name.endswith(WITH_CP),
-                          norm_eval=name.endswith((FOLDED, PLAIN)), train_folded=name.endswith(FOLDED))
+        return PartialNet(name.removeprefix('partialnet_'), out_indices=(0, 1, 2, 3), **options)
     import timm
     stages = len(timm.create_model(name, features_only=True).feature_info)
     return timm.create_model(name, features_only=True, out_indices=tuple(range(stages - 4, stages)))
@@ -120,12 +123,10 @@ def train_backbone(name: str, args: argparse.Namespace) -> Step:
 def train_config(name: str, args: argparse.Namespace) -> Step:
     """The model and optimizer of a config of mmdet or mmpretrain."""
     MMLogger.get_instance('benchmark_training', log_level='WARNING')  # no report of each initialized weight
-    cfg = Config.fromfile(find_config(without_suffix(name)))
+    name, options = split_name(name)
+    cfg = Config.fromfile(find_config(name))
     cfg.model.backbone.init_cfg = None
-    if name.endswith(WITH_CP):
-        cfg.model.backbone.with_cp = True
-    if name.endswith((FOLDED, PLAIN)):
-        cfg.model.backbone.train_folded = name.endswith(FOLDED)
+    cfg.model.backbone.update(options)
     model = revert_sync_batchnorm(build_model(cfg))
     model.init_weights()
     to_device(model, args)
@@ -204,7 +205,7 @@ def print_networks(args: argparse.Namespace) -> None:
 
 
 def label(name: str) -> str:
-    path = Path(without_suffix(name))
+    path = Path(split_name(name)[0])
     return f'{path.parent.name}/{path.stem}{name[len(str(path)):]}' if path.suffix == '.py' else name
 
 
@@ -275,6 +276,13 @@ def parse_args() -> argparse.Namespace:
                              help=f'of the images (default: {size[0]} {size[1]})')
         return command
 
+    def forms(command: argparse.ArgumentParser) -> None:
+        for option, added in FORMS.items():
+            also = ' and with '.join(', '.join(f'{key}={value!r}' for key, value in options.items())
+                                     for options in added.values())
+            command.add_argument(f'--{option.replace("_", "-")}', action='store_true',
+                                 help=f'also measure each PartialNet with {also}')
+
     names = 'partialnet_ARCH or a name of timm; times are compared with the last (default: %(default)s)'
     command = add('classifiers', 32, (224, 224))
     command.add_argument('networks', nargs='*', default=['partialnet_t2', 'fasternet_t2'], help=names)
@@ -282,26 +290,24 @@ def parse_args() -> argparse.Namespace:
     command = add('backbones', 1, (800, 1344))
     command.add_argument('networks', nargs='*', default=['partialnet_s', 'fasternet_s', 'resnet50'], help=names)
     command.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
-    with_cp = 'also measure each PartialNet with with_cp=True'
-    command.add_argument('--with-cp', action='store_true', help=with_cp)
-    folded = 'also measure each PartialNet with train_folded=True and False, batch norms in evaluation mode'
-    command.add_argument('--folded', action='store_true', help=folded)
+    forms(command)
     command = add('detectors', 2, (800, 1333), COCO)
     command.add_argument('networks', nargs='+', metavar='CONFIG', help='config of mmdet, a file or mmdet:CONFIG '
                          'for one that mmdet ships; times are compared with the last')
-    command.add_argument('--with-cp', action='store_true', help=with_cp)
-    command.add_argument('--folded', action='store_true', help=folded)
+    forms(command)
     command = add('resolutions', 32, (224, 224), IMAGENET)
     command.add_argument('networks', nargs=1, type=existing_file, metavar='CONFIG', help='config of a classifier')
     command.add_argument('--sizes', type=int, nargs='+', help="sizes that are drawn from (default: the config's)")
     command.add_argument('--fixed', type=int, default=224, help='size that they are compared with (default: 224)')
-
+    training_memory.add_arguments(commands.add_parser('memory'))
     data_pipeline.add_arguments(commands.add_parser('data'))
 
     args = parser.parse_args()
     try:
         if args.command == 'data':
             args.report = data_pipeline.report(args, measured_rates(args) if args.step_batch else {})
+        elif args.command == 'memory':
+            training_memory.check(args)
         else:
             check(args)
     except ValueError as error:
@@ -325,9 +331,7 @@ def check(args: argparse.Namespace) -> None:
             if name not in [f'partialnet_{arch}' for arch in PartialNet.arch_settings] and not timm.is_model(name):
                 raise ValueError(f'there is no network {name!r}: allowed are partialnet_ARCH with ARCH one of '
                                  f'{", ".join(PartialNet.arch_settings)}, and the names of timm')
-    wanted = [(WITH_CP, ), (FOLDED, PLAIN)]
-    suffixes = [suffix for flag, pair in zip(('with_cp', 'folded'), wanted) if getattr(args, flag, False)
-                for suffix in pair]
+    suffixes = [suffix for option, forms in FORMS.items() if getattr(args, option, False) for suffix in forms]
     if suffixes:
         ours = [name for name in args.networks if name.startswith('partialnet_') or (
             name.endswith('.py') and Config.fromfile(find_config(name)).model.backbone.type == 'PartialNet')]
@@ -338,6 +342,9 @@ def main() -> None:
     args = parse_args()
     if args.command == 'data':
         print(f'{describe_machine("cpu")}, {args.rounds} alternating rounds\n\n{args.report}')
+        return
+    if args.command == 'memory':
+        print(training_memory.report(args))
         return
     torch.set_num_threads(args.threads)
     if args.memory_of:

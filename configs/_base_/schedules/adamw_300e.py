@@ -12,4 +12,7 @@ param_scheduler = [
 optim_wrapper = dict(
     type='AmpOptimWrapper', optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.999), weight_decay=0.005))
 
+# For GPUs with less memory: a number of images per GPU, with accumulated steps that give the batch below. None leaves
+# train_dataloader.batch_size as it is.
+images_per_gpu = None
 auto_scale_lr = dict(enable=False, base_batch_size=4096)

@@ -26,10 +26,11 @@ class TrainResolutionHook(Hook):
     That crop itself makes images of the size of the batch, so nothing is
     resampled twice. Validation and test are left as they are.
 
-    The size is a function of a seed and the number of the iteration: the same
-    on all processes, without any message between them, with any number of
-    workers, and the same in a training that is resumed, also in the middle of
-    an epoch (:class:`EpochDataHook`). The log shows the size as ``resolution``.
+    The size is a function of a seed and the number of the optimizer's step:
+    the same on all processes, without any message between them, with any
+    number of workers, and the same in a training that is resumed, also in the
+    middle of an epoch (:class:`EpochDataHook`). The log shows the size as
+    ``resolution``.
 
     Memory is needed for the largest size.
 
@@ -79,8 +80,11 @@ class TrainResolutionHook(Hook):
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         length = len(loop.dataloader)
 
+        # Iterations whose gradients are accumulated make one batch, and share its size.
+        counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+
         def size_at(iteration: int) -> int:
-            return self.resolution.size_at(seed, iteration, iteration // length if by_epoch else iteration)
+            return self.resolution.size_at(seed, iteration // counts, iteration // length if by_epoch else iteration)
 
         loop.dataloader = with_resolution(loop.dataloader, size_at)
         self._batches = loop.dataloader.batch_sampler

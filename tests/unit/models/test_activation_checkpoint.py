@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from partialnet_mm.analysis.measure import kept_memory
 from partialnet_mm.models import PartialNet
 from partialnet_mm.models._layers import checkpointed
 
@@ -16,17 +17,7 @@ def train_step(model, x):
     return outs, {name: p.grad for name, p in model.named_parameters()}, dict(model.named_buffers())
 
 
-@pytest.mark.parametrize('batch', [1, 4])
-@pytest.mark.parametrize('options', [
-    dict(), dict(norm_eval=True), dict(frozen_stages=2), dict(layer_scale_init_value=0.1),
-    dict(drop_path_rate=0.5, attn_drop_rate=0.3, proj_drop_rate=0.3),
-], ids=['plain', 'norm_eval', 'frozen', 'layer scale', 'random'])
-def test_trains_as_without(batch, options, tiny_arch, randomize_norms):
-    plain = PartialNet(tiny_arch, out_indices=(0, 1, 2, 3), **options)
-    randomize_norms(plain).train()
-    saving = PartialNet(tiny_arch, out_indices=(0, 1, 2, 3), with_cp=True, **options).train()
-    saving.load_state_dict(plain.state_dict())
-    x = torch.randn(batch, 3, 64, 96)
+def assert_trains_alike(plain, saving, x):
     outs, gradients, buffers = train_step(plain, x)
     saved_outs, saved_gradients, saved_buffers = train_step(saving, x)
     for out, saved in zip(outs, saved_outs):
@@ -39,6 +30,81 @@ def test_trains_as_without(batch, options, tiny_arch, randomize_norms):
             torch.testing.assert_close(saved_gradients[name], gradient, msg=name)
     for name, value in buffers.items():
         torch.testing.assert_close(saved_buffers[name], value, msg=name)
+
+
+@pytest.mark.parametrize('with_cp', [True, 'norm_act'])
+@pytest.mark.parametrize('batch', [1, 4])
+@pytest.mark.parametrize('options', [
+    dict(), dict(norm_eval=True), dict(frozen_stages=2), dict(layer_scale_init_value=0.1),
+    dict(drop_path_rate=0.5, attn_drop_rate=0.3, proj_drop_rate=0.3),
+], ids=['plain', 'norm_eval', 'frozen', 'layer scale', 'random'])
+def test_trains_as_without(options, batch, with_cp, tiny_arch, randomize_norms):
+    plain, saving = (PartialNet(tiny_arch, out_indices=(0, 1, 2, 3), with_cp=cp, **options).double()
+                     for cp in (False, with_cp))
+    randomize_norms(plain).train()
+    saving.load_state_dict(plain.state_dict())
+    assert list(saving.state_dict()) == list(plain.state_dict())
+    assert_trains_alike(plain, saving.train(), torch.randn(batch, 3, 64, 96, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('options', [
+    dict(act_cfg=dict(type='GELU')), dict(act_cfg=dict(type='PReLU')), dict(norm_cfg=dict(type='SyncBN')),
+    dict(norm_cfg=dict(type='GN', num_groups=1)), dict(norm_cfg=dict(type='BN', momentum=None)),
+    dict(gate='se'), dict(spatial_attention='full', token_mixers='full_ch'), dict(spatial_attention='none'),
+    dict(token_mixers='dpconv_ch'), dict(token_mixers='partial_conv'), dict(split_ratio=1.),
+], ids=str)
+def test_norm_act_is_for_all_layers(options, tiny_arch, randomize_norms):
+    plain, saving = (PartialNet(tiny_arch, with_cp=with_cp, **options).double() for with_cp in (False, 'norm_act'))
+    randomize_norms(plain).train()
+    saving.load_state_dict(plain.state_dict())
+    assert_trains_alike(plain, saving.train(), torch.randn(2, 3, 64, 64, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_norm_act_in_mixed_precision_keeps_less(memory_format):
+    arch = dict(embed_dim=16, depths=(2, 2, 6, 1), num_heads=2, act_cfg=dict(type='ReLU', inplace=True))
+    plain, saving = (PartialNet(arch, with_cp=with_cp).to(memory_format=memory_format).train()
+                     for with_cp in (False, 'norm_act'))
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 3, 64, 64).to(memory_format=memory_format)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert kept_per_image(saving, x) < 0.6 * kept_per_image(plain, x)
+        for name, value in saving.named_buffers():
+            torch.testing.assert_close(value, plain.get_buffer(name), msg=name)
+        out, saved = plain(x)[0], saving(x)[0]
+    torch.testing.assert_close(saved, out, rtol=0, atol=0)
+    for result in (out, saved):
+        result.float().square().sum().backward()
+    gradients = [torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (plain, saving)]
+    assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
+
+
+def kept_per_image(model, x):
+    half = len(x) // 2
+    return (kept_memory(model, x) - kept_memory(model, x[:half])) / half
+
+
+def test_norm_act_honours_hooks(tiny_arch):
+    """A hook on a module sees its call, also one on a module whose steps the block would call one by one."""
+    model = PartialNet(tiny_arch, with_cp='norm_act').train()
+    block = model.stages[0][0]
+    calls = []
+    for module in block.modules():
+        module.register_forward_hook(lambda module, *_: calls.append(module))
+    model(torch.randn(2, 3, 64, 64))[0].sum().backward()
+    assert set(calls) == set(block.modules())
+
+
+def test_norm_act_twice_backward(tiny_arch):
+    """A kept graph gives the same gradients again, and changes no statistics."""
+    model = PartialNet(tiny_arch, with_cp='norm_act').train()
+    loss = model(torch.randn(2, 3, 64, 64))[0].square().sum()
+    weight = model.stages[0][0].mlp.conv1.weight
+    first, = torch.autograd.grad(loss, weight, retain_graph=True)
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    torch.testing.assert_close(torch.autograd.grad(loss, weight)[0], first)
+    for name, value in model.named_buffers():
+        torch.testing.assert_close(value, buffers[name], msg=name)
 
 
 def test_running_statistics_take_each_batch_once():

@@ -60,3 +60,11 @@ def test_starts_at_zero_and_keeps_nothing_of_a_size():
     layer(9, 2)
     assert torch.equal(layer(3, 4), first)
     assert list(layer.state_dict()) == ['table']
+
+
+def test_the_usual_buckets_hold_after_a_construction_without_memory():
+    with torch.device('meta'):
+        layer = RelativePositionBias(2)
+    layer.to_empty(device='cpu')
+    assert torch.equal(layer.buckets(7, 7), pairwise_buckets(7, 7))
+    assert torch.equal(layer.half().buckets(7, 7), pairwise_buckets(7, 7))
