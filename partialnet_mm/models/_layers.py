@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # torch 2.1 does not have it; its compiler leaves checkpoint() to eager execution.
-_is_compiling = getattr(torch.compiler, 'is_compiling', bool)
+is_compiling = getattr(torch.compiler, 'is_compiling', bool)
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -74,7 +74,7 @@ def checkpointed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Ten
     Returns:
         Its output, with the gradients of the plain call.
     """
-    if _is_compiling():
+    if is_compiling():
         return checkpoint(function, x, use_reentrant=False)
     return checkpoint(function, x, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), _kept_statistics(module)))
