@@ -6,13 +6,9 @@ from mmengine.config import Config
 
 from partialnet_mm import PartialNet
 from tests.helpers.batches import loss_of, predictions_of, random_batch, shrink
-from tests.helpers.config_differences import MISSING, differences, settings_of
+from tests.helpers.config_differences import MISSING, SGD_TO_ADAMW, differences, settings_of
 from tests.helpers.libraries import ROOT, build_model, parameters_without_gradient, shipped_config
 
-SGD_TO_ADAMW = {
-    'optim_wrapper.optimizer.type': ('SGD', 'AdamW'),
-    'optim_wrapper.optimizer.momentum': (0.9, MISSING),
-}
 # ResNet's stages 2 to 4 have 512, 1024 and 2048 channels.
 FROM_STAGE_2 = {
     'model.neck.start_level': (1, 0),

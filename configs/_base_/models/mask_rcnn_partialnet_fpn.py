@@ -17,7 +17,8 @@ model = dict(
         # The paper does not mention batch norm at 2 images per GPU. A gate's norm
         # gets one value per image, so its batch statistics would be noise: those of
         # the pretraining are kept, as in mmdet's 1x configs. The norms of the outputs
-        # have no pretraining; of these, only scale and shift are trained.
+        # have no pretraining. They get H x W values per image, and train, as in the
+        # official code.
         norm_eval=True),
     neck=dict(type='FPN', out_channels=256, num_outs=5),
     rpn_head=dict(
