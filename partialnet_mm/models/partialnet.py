@@ -374,7 +374,7 @@ class PartialNet(BaseModule):
         if initial and all(initial):
             print_log(
                 'norm_eval=True, but no checkpoint was loaded: all batch norms of PartialNet have mean 0 and variance '
-                '1, and keep them, so the network trains WITHOUT NORMALIZATION and learns badly. Load a pretrained '
+                '1, and keep them, so the network trains WITHOUT NORMALIZATION and learns worse. Load a pretrained '
                 "checkpoint (init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone.'), or load_from), or "
                 'train from random weights with norm_eval=False, as configs/mask_rcnn/partialnet_t0_scratch.py does',
                 logger='current', level=logging.WARNING)

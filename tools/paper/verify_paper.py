@@ -7,6 +7,7 @@ recorded reason and equals the count that was recorded with it. Otherwise it is 
 import argparse
 import importlib
 import json
+import math
 import statistics
 from collections.abc import Callable
 from decimal import Decimal
@@ -65,6 +66,8 @@ def _pyramid(**backbone: object) -> dict:
     return {'model.backbone': dict(_delete_=True, **backbone), 'model.neck.in_channels': [64, 128, 320, 512]}
 
 
+#: Images of ImageNet-1k's training split.
+IMAGENET_IMAGES = 1_281_167
 #: Changes to the config of a row.
 OPTIONS = {
     'Mask R-CNN, FasterNet-M': _fasternet(144, (3, 4, 18, 3)),
@@ -141,6 +144,35 @@ def add_latency(rows: list[dict], figures: list[Figure], reference: Figure, roun
                        paper_latency_ratio=round(figure.latency / reference.latency, 3))
 
 
+def contradictions(figures: list[Figure]) -> str:
+    """Where the paper contradicts itself or the official code, beside what the rows of this page show."""
+    by_name = {(figure.table, figure.name): figure for figure in figures}
+    ours, theirs = by_name['1', 'PartialNet-T2'].latency, by_name['1', 'FasterNet-T2'].latency
+    passes = {}
+    for arch in ('t0', 'm'):
+        cfg = Config.fromfile(CONFIGS / 'pretrain' / f'partialnet_{arch}_in1k.py')
+        batch = cfg.auto_scale_lr.base_batch_size
+        passes[batch] = math.ceil(IMAGENET_IMAGES / batch) * cfg.train_cfg.max_epochs / 1e3
+    small, large = passes
+    params = {}
+    for gate in ('gaussian', 'self'):
+        cfg = Config.fromfile(CONFIGS / by_name['5', 'ConvNeXt-T, PATConv'].network)
+        cfg.model.backbone.patconv_cfg = [dict(), dict(), dict(), dict(gate=gate)]
+        params[gate] = sum(p.numel() for p in build_config(cfg).parameters()) / 1e6
+    lines = [
+        f'Table 8 prints 188k forward passes for all variants. {IMAGENET_IMAGES} images in batches of {large} are '
+        f'{passes[large]:.1f}k in 300 epochs, which is right for M and L. T0 to S have a batch of {small}: '
+        f'{passes[small]:.1f}k.',
+        f'Sec. 4.1 says that PartialNet-T2 has a 24.1 % lower CPU latency than FasterNet-T2. Table 1 prints {ours} and '
+        f'{theirs} ms: PartialNet-T2 is {1 - ours / theirs:.1%} lower. FasterNet-T2 is {theirs / ours - 1:.1%} higher.',
+        f"Table 5 prints a top-1 of 76.00 for ConvNeXt-T, Table 10 {by_name['10', 'ConvNeXt-T'].top1}. Table 5 calls "
+        'its networks reproduced; its recipe is not stated.',
+        f'Sec. 4.3 and Figure 2 of the appendix put PAT_ch into ConvNeXt-T, which has {params["gaussian"]:.1f} M '
+        f"parameters then. The official code has self-attention in stage 4 (`gate='self'`): {params['self']:.1f} M.",
+    ]
+    return '\n## Contradictions\n\n' + ''.join(f'- {line}\n' for line in lines)
+
+
 def columns(rows: list[dict]) -> dict[str, str]:
     """Headings of a row's values by their keys."""
     names = dict(table='table', name='network', paper_params='Params (M), paper', params='counted',
@@ -204,6 +236,8 @@ def main() -> None:
         result = as_table(rows, 140 if args.out else None)
     else:
         result = json.dumps(rows, indent=1) + '\n' if args.format == 'json' else as_markdown(rows)
+        if args.format == 'markdown' and not args.tables:
+            result += contradictions(read_figures(FIGURES))
     if args.out:
         args.out.write_text(result)
     elif args.format != 'table':
