@@ -46,8 +46,9 @@ def swap_backbone(cfg: Config, arch: str | dict = 's', checkpoint: str | None = 
     The neck or the heads that read the backbone get PartialNet's channels. PartialNet returns exactly the stages that
     have the strides of the feature maps that were read. Images are normalized as in PartialNet's pretraining,
     pretrained weights of the old backbone and of the whole model are removed, and ``partialnet_mm`` is added to
-    ``custom_imports``. Batch norms are synchronized if the model has synchronized ones, and stay in evaluation mode if
-    the old ones did and there is a checkpoint. The other options of the old backbone are removed.
+    ``custom_imports``. Batch norms are synchronized if the model has synchronized ones. They keep the statistics of the
+    checkpoint if the old ones were in evaluation mode and there is a checkpoint, except those of the returned feature
+    maps, which no checkpoint of a pretraining has. The other options of the old backbone are removed.
 
     The old feature maps are measured: the old backbone is built once, with random weights, and run on a small image.
     What cannot be set is logged as a warning: a learning rate for another optimizer, settings for parameters that no

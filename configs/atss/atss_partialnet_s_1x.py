@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/atss_partialnet_fpn.py',
     '../_base_/datasets/coco_detection.py',
     '../_base_/schedules/adamw_1x.py',
-    '../_base_/runtime/detection.py',
+    '../_base_/runtime/coco_detection.py',
 ]
 
 model = dict(

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/dino_partialnet_4scale.py',
     '../_base_/datasets/coco_detection_ms_crop.py',
     '../_base_/schedules/adamw_1x.py',
-    '../_base_/runtime/detection.py',
+    '../_base_/runtime/coco_detection.py',
 ]
 
 model = dict(

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/mask_rcnn_partialnet_fpn.py',
     '../_base_/datasets/coco_instance.py',
     '../_base_/schedules/adamw_1x.py',
-    '../_base_/runtime/detection.py',
+    '../_base_/runtime/coco_detection.py',
 ]
 
 model = dict(

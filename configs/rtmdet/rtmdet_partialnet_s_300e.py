@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/rtmdet_partialnet.py',
     '../_base_/datasets/coco_detection_mosaic.py',
     '../_base_/schedules/adamw_rtmdet_300e.py',
-    '../_base_/runtime/detection.py',
+    '../_base_/runtime/coco_detection.py',
 ]
 
 model = dict(

@@ -16,7 +16,11 @@ class Figure(NamedTuple):
     latency: float | None  # ms per image on one core of an AMD 73F3
     top1: float | None  # % on ImageNet-1k
     box_ap: float | None  # % on COCO
+    box_ap50: float | None
+    box_ap75: float | None
     mask_ap: float | None
+    mask_ap50: float | None
+    mask_ap75: float | None
     throughput: float | None  # images per second on a V100
     size: tuple[int, int]  # height and width of the images
     counted_params: float | None  # by this project, where the paper is known to be off
@@ -24,12 +28,17 @@ class Figure(NamedTuple):
     reason: str  # key of the reason
 
 
+#: Columns that hold one number.
+FLOATS = ('latency', 'top1', 'box_ap', 'box_ap50', 'box_ap75', 'mask_ap', 'mask_ap50', 'mask_ap75', 'throughput',
+          'counted_params', 'counted_flops')
+
+
 def read_figures(path: str | Path) -> list[Figure]:
     """Reads the rows of the file, in its order."""
     figures = []
     with open(path, newline='') as file:
         for row in csv.DictReader(file):
-            for key in ('latency', 'top1', 'box_ap', 'mask_ap', 'throughput', 'counted_params', 'counted_flops'):
+            for key in FLOATS:
                 row[key] = float(row[key]) if row[key] else None
             height, width = map(int, row['size'].split('x'))
             figures.append(Figure(**{**row, 'size': (height, width)}))

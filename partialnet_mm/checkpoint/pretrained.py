@@ -80,7 +80,7 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
         raise MissingCheckpointError(
             f'init_cfg.checkpoint {checkpoint!r} does not exist. Get it by pretraining with configs/pretrain, '
             'name another file (--cfg-options model.backbone.init_cfg.checkpoint=FILE), or start from random '
-            'weights with --cfg-options model.backbone.init_cfg=None')
+            'weights with a config for that: configs/mask_rcnn/partialnet_t0_scratch.py, partialnet_s_scratch.py')
     # An address is fetched to a file first, which is read as data, too.
     with get_local_path(checkpoint) as path:
         check_hashed_name(path, checkpoint)

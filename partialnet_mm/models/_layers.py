@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # torch 2.1 does not have it; its compiler leaves checkpoint() to eager execution.
-_is_compiling = getattr(torch.compiler, 'is_compiling', bool)
+is_compiling = getattr(torch.compiler, 'is_compiling', bool)
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -86,7 +86,7 @@ def checkpointed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Ten
     Returns:
         Its output, with the gradients of the plain call.
     """
-    if _is_compiling():
+    if is_compiling():
         return checkpoint(function, x, use_reentrant=False)
     return checkpoint(function, x, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), _kept_statistics(module)))
@@ -115,7 +115,7 @@ def recomputed(module: nn.Module, function: Callable[..., Tensor], *inputs: Tens
     Returns:
         Its output, with the gradients of the plain call.
     """
-    if not (module.recompute and module.training and torch.is_grad_enabled()) or _is_compiling():
+    if not (module.recompute and module.training and torch.is_grad_enabled()) or is_compiling():
         return function(normalize, *inputs)
     return checkpoint(functools.partial(function, _NormalizeTwice()), *inputs, use_reentrant=False)
 

@@ -1,11 +1,13 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The network: stem and merging layers, MLP, the two blocks, and the PartialNet backbone, in this order."""
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
@@ -17,7 +19,7 @@ from ._arguments import named_arguments
 from ._checks import check_backbone
 from ._folded_training import folded_block, folded_downsample
 from ._folding import conv_of, fold_after, local_norm, norm_affine, require_plain, weight_and_bias
-from ._layers import checkpointed, has_no_hooks, normalize, recomputed
+from ._layers import checkpointed, has_no_hooks, is_compiling, normalize, recomputed
 from .dpconv.fixed_ratios import searched_layers
 from .merged_block import MergedBlock
 from .patconv import PartialSpatialAttention
@@ -240,13 +242,12 @@ class PartialNet(BaseModule):
         spatial_attention: What follows each MLP: 'partial' for PAT_sp, 'full'
             for its form over all channels (Table 3), 'none' (Table 4).
             Defaults to 'partial'.
-        norm_eval: Whether batch norms stay in evaluation mode while training,
-            as for 2 images per GPU. Defaults to False.
-        train_folded: Whether training computes in the folded form: at each
-            step, batch norms, PAT_sp and layer scale are folded into the
-            convolutions, as functions of the parameters. Outputs and
-            gradients stay the same to rounding, with less memory and time.
-            Needs ``norm_eval``. Evaluation computes as without it. Defaults to
+        norm_eval: Whether the batch norms of all layers keep the statistics of
+            the pretraining, as for 2 images per GPU, where a gate's norm gets
+            two values per channel. The norms of returned feature maps train:
+            no pretraining has statistics for them, they get H x W values per
+            image, and the official code trains them. Without loaded
+            statistics, the first training step logs a warning. Defaults to
             False.
         with_cp: Whether blocks are computed twice to save memory in training.
             'norm_act' computes only norms, activations and gated products
@@ -266,6 +267,12 @@ class PartialNet(BaseModule):
             :class:`PartialNetBlockV2`. None: as the mixer demands, which PAT_sf
             does. The official code without channel attention has
             (False, False, False, True), FasterNet False. Defaults to None.
+        train_folded: Whether training computes in the folded form: at each
+            step, batch norms, PAT_sp and layer scale are folded into the
+            convolutions, as functions of the parameters. Outputs and
+            gradients stay the same to rounding, with less memory and time.
+            Needs ``norm_eval``. Evaluation computes as without it. Defaults to
+            False.
 
     Raises:
         ValueError: If an argument is outside its range, or a name unknown.
@@ -341,6 +348,7 @@ class PartialNet(BaseModule):
         self.norm_eval = norm_eval
         self.train_folded = train_folded
         self.mixer_residual = mixer_residual
+        self._statistics_checked = False
         self.depths = tuple(checked.arch['depths'])
         self.channels = tuple(checked.arch['embed_dim'] * 2**i for i in range(self.num_stages))
         act_cfg = act_cfg or checked.arch['act_cfg']
@@ -395,6 +403,8 @@ class PartialNet(BaseModule):
         if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < self.min_size:
             raise ValueError(f'PartialNet needs images of shape (B, {self.in_channels}, H, W) with H and W of at '
                              f'least {self.min_size}, got {tuple(x.shape)}')
+        if self.norm_eval and self.training and not self._statistics_checked and not is_compiling():
+            self._check_statistics()
         outs = []
         contiguous = x.is_contiguous()
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
@@ -407,17 +417,37 @@ class PartialNet(BaseModule):
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'PartialNet':
-        """Sets the mode, with frozen stages and, for ``norm_eval``, all batch norms kept in evaluation mode."""
+        """Sets the mode; frozen stages, and with ``norm_eval`` the batch norms of layers, stay in evaluation mode."""
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            for norm in self._pretrained_norms():
+                norm.eval()
         for module in self.modules():
             if isinstance(module, (Downsample, PartialNetBlock)):
                 module.train_folded = mode and self.train_folded
         return self
+
+    def _pretrained_norms(self) -> Iterator[nn.Module]:
+        """The batch norms of all layers: those that a checkpoint of the pretraining has statistics for."""
+        for layers in (self.downsample_layers, self.stages):
+            yield from (module for module in layers.modules() if isinstance(module, _BatchNorm))
+
+    def _check_statistics(self) -> None:
+        # The statistics themselves are read: a resume, load_from and the user's own code load them, too.
+        try:
+            initial = [not norm.running_mean.any() and bool((norm.running_var == 1).all())
+                       for norm in self._pretrained_norms() if norm.running_mean is not None]
+        except RuntimeError:  # tensors without values, of torch's meta device or FakeTensorMode
+            return
+        self._statistics_checked = True
+        if initial and all(initial):
+            print_log(
+                'norm_eval=True, but no checkpoint was loaded: all batch norms of PartialNet have mean 0 and variance '
+                '1, and keep them, so the network trains WITHOUT NORMALIZATION and learns worse. Load a pretrained '
+                "checkpoint (init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone.'), or load_from), or "
+                'train from random weights with norm_eval=False, as configs/mask_rcnn/partialnet_t0_scratch.py does',
+                logger='current', level=logging.WARNING)
 
     def _freeze_stages(self) -> None:
         frozen: list[nn.Module] = []

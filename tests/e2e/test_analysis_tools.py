@@ -24,8 +24,10 @@ def top1(*values, first=1):
     return {epoch: {'accuracy/top1': value, 'accuracy/top5': 99.} for epoch, value in enumerate(values, first)}
 
 
-def ap(box, mask):
-    return {'coco/bbox_mAP': box, 'coco/segm_mAP': mask}
+def ap(box, mask=None):
+    """A validation's AP: at a threshold of 0.5 higher by 0.2, at 0.75 by 0.03."""
+    return {f'coco/{kind}_mAP{key}': value + more for kind, value in (('bbox', box), ('segm', mask))
+            for key, more in (('', 0), ('_50', 0.2), ('_75', 0.03)) if value is not None}
 
 
 def test_curves_by_seed(tmp_path, monkeypatch, capsys):
@@ -45,12 +47,19 @@ def test_curves_by_seed(tmp_path, monkeypatch, capsys):
 def test_results_stand_beside_the_papers(tmp_path, monkeypatch, capsys):
     maskrcnn = 'configs/mask_rcnn/partialnet_{}_1x.py'
     runs = {
-        # The last epoch counts, not the best; one of an earlier training in the same folder does not.
+        # The last epoch and the best; an epoch of an earlier training in the same folder does not count.
         's_full': (maskrcnn.format('s'), {11: ap(.43, .4), 12: ap(.426, .392), 36: ap(.5, .5)}, {}),
         'l_early': (maskrcnn.format('l'), {1: ap(.2, .19)}, {}),
         'm_long': (maskrcnn.format('m'), {36: ap(.45, .41)}, {'train_cfg.max_epochs': 36}),
         's_own_data': (maskrcnn.format('s'), {12: ap(.6, .5)}, {'model.roi_head.bbox_head.num_classes': 3}),
-        't0': ('configs/pretrain/partialnet_t0_in1k.py', top1(73.91, first=300), {}),
+        # Two equal epochs: the first of them, which save_best keeps.
+        'fasternet': ('configs/mask_rcnn/fasternet_s_1x.py', {10: ap(.4, .36), 11: ap(.4, .37), 12: ap(.39, .38)}, {}),
+        'resnet': ('configs/mask_rcnn/resnet50_1x.py', {12: ap(.381, .345)}, {}),
+        't2': (maskrcnn.format('t2'), {12: ap(.36, .34)}, {}),  # which the paper does not have
+        's_none': (maskrcnn.format('s'), {12: ap(.36, .34)}, {'model.backbone.spatial_attention': 'none'}),
+        'boxes': ('configs/retinanet/retinanet_partialnet_s_1x.py', {12: ap(.36)}, {}),
+        't0': ('configs/pretrain/partialnet_t0_in1k.py', {299: top1(74.2, first=299)[299], **top1(73.91, first=300)},
+               {}),
         'cifar': ('configs/cifar10/partialnet_t0_cifar10.py', top1(80., first=10), {}),
     }
     for name, (config, values, options) in runs.items():
@@ -60,11 +69,26 @@ def test_results_stand_beside_the_papers(tmp_path, monkeypatch, capsys):
         cfg.dump(tmp_path / name / 'config.py')
     assert run_main(monkeypatch, TOOL, 'table', *(tmp_path / name for name in runs)) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line] == [
-        "| run | epoch | box AP | paper's | mask AP | paper's |", '|---|---|---|---|---|---|',
-        '| s_full | 12 of 12 | 42.6 | 42.7 | 39.2 | 39.3 |', '| l_early | 1 of 12 | 20.0 | 44.7 | 19.0 | 41.0 |',
-        '| m_long | 36 of 36 | 45.0 | - | 41.0 | - |', '| s_own_data | 12 of 12 | 60.0 | - | 50.0 | - |',
-        "| run | epoch | top-1 | paper's |", '|---|---|---|---|',
-        '| t0 | 300 of 300 | 73.9 | 73.9 |', '| cifar | 10 of 10 | 80.0 | - |']
+        '| run | epoch | box AP | box AP50 | box AP75 | mask AP | mask AP50 | mask AP75 |',
+        '|---|---|---|---|---|---|---|---|',
+        '| s_full | 12 of 12, last | 42.6 | 62.6 | 45.6 | 39.2 | 59.2 | 42.2 |',
+        '| s_full | 11 of 12, best | 43.0 | 63.0 | 46.0 | 40.0 | 60.0 | 43.0 |',
+        "| s_full | the paper's | 42.7 | 64.9 | 46.5 | 39.3 | 61.8 | 42.2 |",
+        '| l_early | 1 of 12, last and best | 20.0 | 40.0 | 23.0 | 19.0 | 39.0 | 22.0 |',
+        "| l_early | the paper's | 44.7 | 66.3 | 49.0 | 41.0 | 63.7 | 44.2 |",
+        '| m_long | 36 of 36, last and best | 45.0 | 65.0 | 48.0 | 41.0 | 61.0 | 44.0 |',
+        '| s_own_data | 12 of 12, last and best | 60.0 | 80.0 | 63.0 | 50.0 | 70.0 | 53.0 |',
+        '| fasternet | 12 of 12, last | 39.0 | 59.0 | 42.0 | 38.0 | 58.0 | 41.0 |',
+        '| fasternet | 10 of 12, best | 40.0 | 60.0 | 43.0 | 36.0 | 56.0 | 39.0 |',
+        "| fasternet | the paper's | 39.9 | 61.2 | 43.6 | 36.9 | 58.1 | 39.7 |",
+        '| resnet | 12 of 12, last and best | 38.1 | 58.1 | 41.1 | 34.5 | 54.5 | 37.5 |',
+        "| resnet | the paper's | 38.0 | 58.6 | 41.4 | 34.4 | 55.1 | 36.7 |",
+        '| t2 | 12 of 12, last and best | 36.0 | 56.0 | 39.0 | 34.0 | 54.0 | 37.0 |',
+        '| s_none | 12 of 12, last and best | 36.0 | 56.0 | 39.0 | 34.0 | 54.0 | 37.0 |',
+        '| boxes | 12 of 12, last and best | 36.0 | 56.0 | 39.0 | - | - | - |',
+        '| run | epoch | top-1 |', '|---|---|---|',
+        '| t0 | 300 of 300, last | 73.9 |', '| t0 | 299 of 300, best | 74.2 |', "| t0 | the paper's | 73.9 |",
+        '| cifar | 10 of 10, last and best | 80.0 |']
 
 
 @pytest.mark.parametrize('options, message', [

@@ -10,6 +10,10 @@ from partialnet_mm.analysis.data_pipeline import plain_pipeline
 SETTINGS = ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator',
             'train_cfg', 'val_cfg', 'test_cfg', 'param_scheduler', 'optim_wrapper', 'custom_hooks', 'auto_scale_lr')
 MISSING = 'missing'
+SGD_TO_ADAMW = {
+    'optim_wrapper.optimizer.type': ('SGD', 'AdamW'),
+    'optim_wrapper.optimizer.momentum': (0.9, MISSING),
+}
 
 
 def differences(theirs: Any, ours: Any, path: str = '') -> dict[str, tuple]:

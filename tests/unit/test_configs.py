@@ -8,14 +8,22 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
 
-from partialnet_mm.models import PATConv2d
-from tests.helpers.libraries import ROOT, build_model
+from partialnet_mm.models import PartialNet, PATConv2d
+from tests.helpers.config_differences import MISSING, SGD_TO_ADAMW, differences, settings_of
+from tests.helpers.libraries import ROOT, build_model, shipped_config
+
+#: mmdet's for random weights, and with large-scale jitter.
+SCRATCH = 'scratch/mask-rcnn_r50-scratch_fpn_gn-all_6x_coco.py'
+LSJ = 'strong_baselines/mask-rcnn_r50_fpn_rpn-2conv_4conv1fc_syncbn-all_lsj-100e_coco.py'
 
 CONFIGS = sorted(p.relative_to(ROOT / 'configs').as_posix() for p in (ROOT / 'configs').glob('*/*.py')
                  if p.parent.name != '_base_')
 
-# Table 7: learning rate, stochastic depth. Parameters in M as counted with the official modules.
-TABLE_7 = {'s': (2e-4, 0.15, 46.99), 'm': (1e-4, 0.2, 79.18), 'l': (1e-4, 0.3, 122.07)}
+# Learning rate, stochastic depth, parameters in M. S to L are Table 7's, and counted with the official modules.
+TABLE_7 = {
+    't0': (2e-4, 0, 22.71), 't1': (2e-4, 0.05, 26.11), 't2': (2e-4, 0.1, 30.87),
+    's': (2e-4, 0.15, 46.99), 'm': (1e-4, 0.2, 79.18), 'l': (1e-4, 0.3, 122.07),
+}
 
 # Table 8: batch, learning rate, weight decay, stochastic depth, gradient clipping, RandAugment, mixup. Last, channels
 # of the last stage, from the variants' table.
@@ -60,6 +68,9 @@ def test_config_is_self_contained_and_builds(name):
         assert any(isinstance(module, PATConv2d) for module in model.modules()) == ('_patconv' in name)
         return
     backbone = model.backbone
+    if name == 'mask_rcnn/resnet50_1x.py':
+        assert type(backbone).__name__ == 'ResNet' and model.neck.in_channels == [256, 512, 1024, 2048]
+        return
     assert type(backbone).__name__ == 'PartialNet'
     widths = [backbone.channels[i] for i in backbone.out_indices]
     reader = getattr(model, 'neck', None)
@@ -78,7 +89,7 @@ def test_mask_rcnn_1x_is_table_7(arch):
     lr, drop_path_rate, params = TABLE_7[arch]
     cfg = load(f'mask_rcnn/partialnet_{arch}_1x.py')
     backbone = cfg.model.backbone
-    assert backbone.arch == arch and backbone.drop_path_rate == drop_path_rate
+    assert backbone.arch == arch and backbone.get('drop_path_rate', 0) == drop_path_rate
     assert backbone.norm_eval is True and backbone.out_indices == (0, 1, 2, 3)
     assert backbone.init_cfg == dict(
         type='Pretrained', checkpoint=f'work_dirs/partialnet_{arch}_in1k/epoch_300.pth', prefix='backbone.')
@@ -107,9 +118,63 @@ def test_mask_rcnn_1x_is_table_7(arch):
     assert cfg.val_evaluator.ann_file == 'data/coco/annotations/instances_val2017.json'
     assert cfg.val_evaluator.metric == ['bbox', 'segm']
 
+    # The last epochs, and the best.
+    assert cfg.default_hooks.checkpoint == dict(
+        type='CrashSafeCheckpointHook', interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater')
+
     with torch.device('meta'):
         model = build_model(cfg, init=False)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(params, abs=0.02)
+
+
+@pytest.mark.parametrize('control', ['fasternet_s_1x.py', 'resnet50_1x.py'])
+def test_controls_differ_from_partialnet_s_in_the_backbone_only(control):
+    found = differences(load('mask_rcnn/partialnet_s_1x.py').to_dict(), load(f'mask_rcnn/{control}').to_dict())
+    assert {key for key in found if not key.startswith('model.backbone.')} == {'model.neck.in_channels'}
+
+
+def test_fasternet_s_has_the_stochastic_depth_and_the_network_of_its_own_config():
+    backbone = load('mask_rcnn/fasternet_s_1x.py').model.backbone
+    assert backbone.drop_path_rate == load('mask_rcnn/partialnet_s_1x.py').model.backbone.drop_path_rate
+    network = load('ablations/fasternet_s_in1k.py').model.backbone
+    assert {key: backbone[key] for key in ('arch', 'token_mixers', 'spatial_attention')} == {
+        key: network[key] for key in ('arch', 'token_mixers', 'spatial_attention')}
+    assert backbone.norm_eval is True
+
+
+def test_resnet50_is_mmdets():
+    shipped = Config.fromfile(shipped_config('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'))
+    found = differences(settings_of(shipped), settings_of(load('mask_rcnn/resnet50_1x.py')))
+    assert found == {**SGD_TO_ADAMW, 'optim_wrapper.optimizer.lr': (0.02, 2e-4)}
+
+
+@pytest.mark.parametrize('arch, drop_path_rate', [('t0', 0), ('s', 0.15)])
+def test_scratch_is_mmdets_scratch_and_lsj(arch, drop_path_rate):
+    """The model of mmdet's config for random weights, with data and schedule of its large-scale jitter."""
+    ours = load(f'mask_rcnn/partialnet_{arch}_scratch.py')
+    width = PartialNet.arch_settings[arch]['embed_dim']
+    assert ours.model.backbone == dict(
+        type='PartialNet', arch=arch, out_indices=(0, 1, 2, 3), norm_cfg=dict(type='SyncBN'),
+        **(dict(drop_path_rate=drop_path_rate) if drop_path_rate else {}))
+    scratch, lsj = (settings_of(Config.fromfile(shipped_config('mmdet', name))) for name in (SCRATCH, LSJ))
+    assert differences(scratch['model'], settings_of(ours)['model']) == {
+        'neck.in_channels': ([256, 512, 1024, 2048], [width * 2**i for i in range(4)]),
+        'data_preprocessor.batch_augments': (MISSING, lsj['model']['data_preprocessor']['batch_augments']),
+    }
+    lsj['model'] = settings_of(ours)['model']
+    assert differences(lsj, settings_of(ours)) == {
+        'train_dataloader.batch_size': (2, 8),
+        'train_dataloader.num_workers': (2, 4),
+        'train_dataloader.batch_sampler': (MISSING, None),
+        'optim_wrapper.type': ('OptimWrapper', 'AmpOptimWrapper'),
+        'optim_wrapper.optimizer.type': ('SGD', 'AdamW'),
+        'optim_wrapper.optimizer.lr': (0.1, 4e-4),
+        'optim_wrapper.optimizer.momentum': (0.9, MISSING),
+        'optim_wrapper.optimizer.weight_decay': (4e-5, 0.05),
+        'optim_wrapper.paramwise_cfg': (MISSING, dict(norm_decay_mult=0.)),
+        'optim_wrapper.clip_grad': (MISSING, dict(max_norm=10.)),
+        'auto_scale_lr.enable': (MISSING, False),
+    }
 
 
 @pytest.fixture(scope='module', params=TABLE_8)

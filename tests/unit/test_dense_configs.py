@@ -5,14 +5,11 @@ import torch
 from mmengine.config import Config
 
 from partialnet_mm import PartialNet
+from partialnet_mm.models import partialnet
 from tests.helpers.batches import loss_of, predictions_of, random_batch, shrink
-from tests.helpers.config_differences import MISSING, differences, settings_of
+from tests.helpers.config_differences import MISSING, SGD_TO_ADAMW, differences, settings_of
 from tests.helpers.libraries import ROOT, build_model, parameters_without_gradient, shipped_config
 
-SGD_TO_ADAMW = {
-    'optim_wrapper.optimizer.type': ('SGD', 'AdamW'),
-    'optim_wrapper.optimizer.momentum': (0.9, MISSING),
-}
 # ResNet's stages 2 to 4 have 512, 1024 and 2048 channels.
 FROM_STAGE_2 = {
     'model.neck.start_level': (1, 0),
@@ -156,8 +153,11 @@ def test_layer_decay_gives_the_stem_the_same_rate_in_all_variants(arch):
 
 
 @pytest.mark.parametrize('name', [*DETECTORS, *SEGMENTORS, 'semantic_fpn/semantic_fpn_partialnet_t0_shapes.py'])
-def test_trains_every_parameter_and_predicts(name):
+def test_trains_every_parameter_and_predicts(name, monkeypatch):
+    """A config that keeps the statistics of its checkpoint logs that it has none here."""
     cfg = load(name)
+    logged = []
+    monkeypatch.setattr(partialnet, 'print_log', lambda text, **_: logged.append(text))
     # Random weights, and no block dropped by chance.
     cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
     shrink(cfg.model)
@@ -167,6 +167,7 @@ def test_trains_every_parameter_and_predicts(name):
     loss = loss_of(cfg, model, random_batch(cfg))
     assert torch.isfinite(loss)
     loss.backward()
+    assert [text.split(',')[0] for text in logged] == ['norm_eval=True'] * cfg.model.backbone.get('norm_eval', False)
     found = predictions_of(cfg, model, random_batch(cfg))
     if 'decode_head' in cfg.model:
         assert parameters_without_gradient(model) == []

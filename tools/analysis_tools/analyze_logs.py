@@ -6,6 +6,7 @@ table    the results of trainings beside the paper's figures for the same config
 ratios   the split ratios that searches have learned, and the list for a config
 """
 import argparse
+import functools
 import json
 import math
 import os
@@ -20,36 +21,56 @@ from torch import Tensor
 
 from partialnet_mm.analysis.commands import existing_file, output_file, picture
 from partialnet_mm.analysis.measure import markdown_table
-from partialnet_mm.analysis.paper import read_figures
+from partialnet_mm.analysis.paper import Figure, read_figures
 from partialnet_mm.checkpoint.pretrained import find_state_dict
 from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.models.dpconv.fixed_ratios import block_ratios, searched_layers
 from partialnet_mm.models.dpconv.split_gates import is_legal, ratio_of
 
-#: Metrics of a table, with their heading and the factor that gives percent.
-DETECTION = (('coco/bbox_mAP', 'box AP', 100), ('coco/segm_mAP', 'mask AP', 100))
-CLASSIFICATION = (('accuracy/top1', 'top-1', 1), )
+
+class Metric(NamedTuple):
+    """A column of a table."""
+
+    key: str  # in the log
+    heading: str
+    figure: str  # the paper's, a field of its figures
+    percent: int  # factor that gives percent
+
+
+#: The columns of the paper's Tables 2 and 11. The first metric of a table decides which epoch is the best.
+DETECTION = tuple(Metric(f'coco/{kind}_mAP{key}', f'{part} AP{key.strip("_")}', f'{part}_ap{key.strip("_")}', 100)
+                  for kind, part in (('bbox', 'box'), ('segm', 'mask')) for key in ('', '_50', '_75'))
+CLASSIFICATION = (Metric('accuracy/top1', 'top-1', 'top1', 1), )
 
 Curve = dict[int, float]
 
 
-def read_curve(work_dir: Path, metric: str) -> Curve:
-    """The metric by epoch, from all runs of a work folder; a resumed run continues the ones before it.
+def find_curve(work_dir: Path, metric: str) -> tuple[Curve, set[str]]:
+    """The metric by epoch, from all runs of a work folder, and what else the logs have.
 
-    Raises:
-        ValueError: If the folder has no such metric.
+    A resumed run continues the ones before it.
     """
     curve: Curve = {}
-    found = set()
+    found: set[str] = set()
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
             values = json.loads(line)
             found.update(values)
             if metric in values and 'lr' not in values:  # training lines have a learning rate
                 curve[values['step']] = values[metric]
+    return dict(sorted(curve.items())), found
+
+
+def read_curve(work_dir: Path, metric: str) -> Curve:
+    """As :func:`find_curve`, of a metric that the folder has.
+
+    Raises:
+        ValueError: If the folder has no such metric.
+    """
+    curve, found = find_curve(work_dir, metric)
     if not curve:
         raise ValueError(f'{work_dir} has no log of {metric!r}; it has {sorted(found) or "no logs"}')
-    return dict(sorted(curve.items()))
+    return curve
 
 
 def print_curves(args: argparse.Namespace) -> None:
@@ -79,24 +100,40 @@ def print_curves(args: argparse.Namespace) -> None:
         figure.savefig(args.out, dpi=150)
 
 
-def paper_figures(cfg: Config) -> tuple[float, ...] | None:
-    """The paper's figures if network, classes and epochs of a training are the paper's, None otherwise."""
-    model, arch = cfg.model, cfg.model.get('backbone', {}).get('arch')
-    if model.get('backbone', {}).get('type') != 'PartialNet' or not isinstance(arch, str):
-        return None
-    epochs = cfg.get('train_cfg', {}).get('max_epochs')
-    figures = read_figures(Path(__file__).resolve().parents[1] / 'paper' / 'figures.csv')
+PROJECT = Path(__file__).resolve().parents[2]
+#: What makes a backbone the paper's network.
+NETWORK = ('type', 'arch', 'depth', 'token_mixers', 'spatial_attention', 'split_ratio', 'gate', 'conv_cfg')
+
+
+def paper_figure(cfg: Config) -> Figure | None:
+    """The paper's row if network, classes and epochs of a training are the paper's, None otherwise."""
+    model, epochs = cfg.model, cfg.get('train_cfg', {}).get('max_epochs')
     if model.type == 'MaskRCNN' and epochs == 12 and model.roi_head.bbox_head.num_classes == 80:
-        return next(((figure.box_ap, figure.mask_ap) for figure in figures if figure.box_ap is not None
-                     and figure.network == f'mask_rcnn/partialnet_{arch}_1x.py'), None)
-    if model.type == 'ImageClassifier' and epochs == 300 and model.head.num_classes == 1000:
-        return next(((figure.top1, ) for figure in figures if figure.top1 is not None
-                     and figure.network == f'pretrain/partialnet_{arch}_in1k.py'), None)
-    return None
+        folder, column = 'mask_rcnn', 'box_ap'
+    elif model.type == 'ImageClassifier' and epochs == 300 and model.head.num_classes == 1000:
+        folder, column = 'pretrain', 'top1'
+    else:
+        return None
+    # The first row of a config is the config's own; verify_paper.py counts others by changing the config.
+    rows = {figure.network: figure for figure in reversed(read_figures(PROJECT / 'tools' / 'paper' / 'figures.csv'))
+            if getattr(figure, column) is not None and figure.network.startswith(f'{folder}/')}
+    return next((figure for network, figure in rows.items() if network_of(network) == [
+        model.backbone.get(key) for key in NETWORK]), None)
+
+
+@functools.cache
+def network_of(config: str) -> list:
+    """The network of a config of this project."""
+    backbone = Config.fromfile(PROJECT / 'configs' / config, import_custom_modules=False).model.backbone
+    return [backbone.get(key) for key in NETWORK]
 
 
 def print_table(args: argparse.Namespace) -> None:
-    """Box and mask AP of detectors, top-1 of classifiers, of the last measured epoch, as in the paper."""
+    """AP of boxes and masks of detectors, top-1 of classifiers: of the last epoch, of the best, and the paper's.
+
+    The paper does not say which of the two it reports; the official code tests the best. Best is the epoch of the
+    highest box AP or top-1, which save_best keeps.
+    """
     rows: dict[tuple, list[list[str]]] = {DETECTION: [], CLASSIFICATION: []}
     for work_dir in args.work_dirs:
         paths = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
@@ -104,18 +141,24 @@ def print_table(args: argparse.Namespace) -> None:
             raise ValueError(f'{work_dir} has no config: name the work folder of a training')
         cfg = Config.fromfile(paths[-1], import_custom_modules=False)
         metrics = CLASSIFICATION if cfg.get('default_scope') == 'mmpretrain' else DETECTION
-        curves = [read_curve(work_dir, metric) for metric, _, _ in metrics]
+        # Detectors of boxes only have no mask AP.
+        curves = [read_curve(work_dir, metrics[0].key), *(find_curve(work_dir, metric.key)[0]
+                                                          for metric in metrics[1:])]
         epochs = cfg.get('train_cfg', {}).get('max_epochs')
         # An earlier, longer training in the same folder is not this one.
-        epoch = max(epoch for epoch in curves[0] if epochs is None or epoch <= epochs)
-        row = [work_dir.name, f'{epoch} of {epochs or "?"}']
-        for (_, _, percent), curve, figure in zip(metrics, curves, paper_figures(cfg) or (None, ) * len(metrics)):
-            row += [f'{curve[epoch] * percent:.1f}', '-' if figure is None else f'{figure:.1f}']
-        rows[metrics].append(row)
+        measured = {epoch: value for epoch, value in curves[0].items() if epochs is None or epoch <= epochs}
+        last, best = max(measured), max(measured, key=measured.get)
+        for name, epoch in [('last and best', last)] if last == best else [('last', last), ('best', best)]:
+            rows[metrics].append([work_dir.name, f'{epoch} of {epochs or "?"}, {name}',
+                                  *(f'{curve[epoch] * metric.percent:.1f}' if epoch in curve else '-'
+                                    for metric, curve in zip(metrics, curves))])
+        figure = paper_figure(cfg)
+        if figure is not None:
+            rows[metrics].append([work_dir.name, "the paper's",
+                                  *(f'{getattr(figure, metric.figure):.1f}' for metric in metrics)])
     for metrics, lines in rows.items():
         if lines:
-            headings = ['run', 'epoch', *(cell for _, heading, _ in metrics for cell in (heading, "paper's"))]
-            print(markdown_table(headings, lines), end='\n\n')
+            print(markdown_table(['run', 'epoch', *(metric.heading for metric in metrics)], lines), end='\n\n')
 
 
 class Search(NamedTuple):

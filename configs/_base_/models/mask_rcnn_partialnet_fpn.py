@@ -17,7 +17,8 @@ model = dict(
         # The paper does not mention batch norm at 2 images per GPU. A gate's norm
         # gets one value per image, so its batch statistics would be noise: those of
         # the pretraining are kept, as in mmdet's 1x configs. The norms of the outputs
-        # have no pretraining; of these, only scale and shift are trained.
+        # have no pretraining. They get H x W values per image, and train, as in the
+        # official code.
         norm_eval=True,
         # Norms that keep their statistics are folded into the convolutions at each step: the same outputs and
         # gradients in less memory and time. Set it to False to wrap layers or put hooks on them.

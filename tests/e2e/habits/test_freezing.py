@@ -5,6 +5,8 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 
+from partialnet_mm.models import partialnet
+
 
 class Witness(Hook):
     """Notes the first weights, which mmengine draws when a training starts, and the norms that train at each step."""
@@ -55,13 +57,20 @@ def test_frozen_stages_through_trainings_and_validations(build_runner, block, pr
     assert witness.norms == [training, training, 'validation'] * 2
 
 
-def test_norm_eval_keeps_statistics_and_trains_the_rest(build_runner):
+def test_norm_eval_keeps_statistics_and_trains_the_rest(build_runner, monkeypatch):
+    logged = []
+    monkeypatch.setattr(partialnet, 'print_log', lambda text, **_: logged.append(text))
     runner = build_runner('norm_eval.py', train_cfg__max_epochs=2)
     witness = Witness(runner)
     runner.train()
+    assert len(logged) == 1 and 'no checkpoint was loaded' in logged[0]
     changed, _ = witness.changed(runner)
-    assert changed == {name for name, _ in runner.model.backbone.named_parameters()}
-    assert witness.norms == [set(), set(), 'validation'] * 2
+    backbone = runner.model.backbone
+    # The norms of returned feature maps have no pretraining, and train.
+    output_norms = {f'norm{i}' for i in range(4)}
+    assert changed == {name for name, _ in backbone.named_parameters()} | {
+        name for name, _ in backbone.named_buffers() if name.split('.')[0] in output_norms}
+    assert witness.norms == [output_norms, output_norms, 'validation'] * 2
 
 
 def test_a_frozen_backbone_computes_what_it_was_loaded_with(build_runner):

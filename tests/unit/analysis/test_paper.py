@@ -11,12 +11,16 @@ FIGURES = read_figures(ROOT / 'tools' / 'paper' / 'figures.csv')
 
 def test_rows_have_the_papers_values():
     rows = {(figure.table, figure.name): figure for figure in FIGURES}
-    assert len(rows) == len(FIGURES) == 79
+    assert len(rows) == len(FIGURES) == 86
     small = rows['1', 'PartialNet-S']
     assert (small.params, small.flops, small.latency, small.top1) == ('29.0', '2.71', 72.5, 82.1)
     assert small.size == (224, 224) and small.counted_params is None and small.reason == ''
     detector = rows['2', 'Mask R-CNN, PartialNet-M']
-    assert (detector.box_ap, detector.mask_ap, detector.size) == (44.3, 40.6, (800, 1280))
+    assert (detector.box_ap, detector.box_ap50, detector.box_ap75) == (44.3, 65.8, 48.5)
+    assert (detector.mask_ap, detector.mask_ap50, detector.mask_ap75) == (40.6, 63.3, 43.7)
+    assert detector.size == (800, 1280)
+    # Every row of Table 11, which is Table 2 again.
+    assert sum(figure.mask_ap75 is not None for figure in FIGURES) == 15
     assert (detector.counted_params, detector.counted_flops, detector.reason) == (79.18, 314, 'misprint')
     assert [rows['5', name].throughput for name in ('ResNet-50', 'ResNet-50, PATConv')] == [1258, 2832]
     # Every classifier of Tables 1 and 10 has an accuracy and a latency.

@@ -1,17 +1,19 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The backbone: its sizes, its values against the network written once more, and the backbone contract."""
 import copy
+import logging
 
 import pytest
 import torch
 from mmengine.registry import MODELS
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from partialnet_mm.analysis.flops import count_multiply_adds
-from partialnet_mm.models import PartialNet, PartialNetBlock, PartialNetBlockV2
+from partialnet_mm.models import PartialNet, PartialNetBlock, PartialNetBlockV2, partialnet
 from tests.helpers import reference_network
-from tests.helpers.networks import ALL, random_loss
+from tests.helpers.networks import ALL, random_loss, relative_error
 
 # Parameters in M and multiply-adds in G at 224 x 224, with a classifier of 1000 classes: parameters, multiply-adds of
 # the trainable form (norms counted, two operations per element), and of the merged form. Counted with the official
@@ -236,23 +238,103 @@ def test_frozen_stages_without_out_norms(tiny_arch):
     assert {name.split('.')[1] for name, p in model.named_parameters() if p.requires_grad} == {'3'}
 
 
-def test_norm_eval(tiny_arch):
+def norms_of(model):
+    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+
+
+def test_norm_eval_keeps_the_statistics_of_layers_and_trains_those_of_returned_feature_maps(tiny_arch):
     model = PartialNet(tiny_arch, out_indices=ALL, norm_eval=True)
     assert model.train() is model
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    assert norms
-    assert not any(norm.training for norm in norms)
+    training = {name for name, norm in norms_of(model).items() if norm.training}
+    assert training == {'norm0', 'norm1', 'norm2', 'norm3'} < set(norms_of(model))
     assert all(p.requires_grad for p in model.parameters())
     assert model.training
     assert model.stages[0][0].drop_path.training
     before = {name: value.clone() for name, value in model.named_buffers()}
-    x = torch.randn(2, 3, 64, 64)
-    trained = model(x)
-    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
-    for out, evaluated in zip(trained, model.eval()(x)):
-        torch.testing.assert_close(out, evaluated)
-    assert not model.training
+    outs = model(torch.randn(2, 3, 64, 64))
+    changed = {name.rpartition('.')[0] for name, value in model.named_buffers()
+               if not torch.equal(value, before[name])}
+    assert changed == training
+    for i, out in enumerate(outs):
+        mean, var = out.mean((0, 2, 3)), out.var((0, 2, 3), correction=0)
+        torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
+        assert (var > 0.5).all(), f'norm{i} divides by the deviation of this batch'
+    assert not any(norm.training for norm in norms_of(model.eval()).values())
     assert PartialNet(tiny_arch).train().stages[0][0].mlp.norm.training
+
+
+@pytest.mark.parametrize('frozen_stages, training', [(0, '0123'), (2, '23'), (4, '')])
+def test_frozen_stages_include_the_norms_of_their_feature_maps(frozen_stages, training, tiny_arch):
+    model = PartialNet(tiny_arch, out_indices=ALL, norm_eval=True, frozen_stages=frozen_stages).train()
+    assert {name for name, norm in norms_of(model).items() if norm.training} == {f'norm{i}' for i in training}
+
+
+@pytest.mark.parametrize('size, batch', [(32, 1), (64, 1), (32, 2)])
+def test_norm_eval_trains_on_feature_maps_of_few_values(size, batch, tiny_arch):
+    """Of one value, a norm uses its running statistics."""
+    model = PartialNet(tiny_arch, out_indices=ALL, norm_eval=True).train()
+    random_loss(model(torch.randn(batch, 3, size, size))).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert model.norm3.num_batches_tracked == (size > 32 or batch > 1)
+
+
+def test_the_norms_of_returned_feature_maps_remain_after_merging_and_train(tiny_arch, randomize_norms):
+    model = randomize_norms(PartialNet(tiny_arch, out_indices=ALL, norm_eval=True)).eval()
+    x = torch.randn(2, 3, 64, 64)
+    expected = model(x)
+    model.switch_to_deploy()
+    assert relative_error(model(x), expected) < 1e-5
+    assert {name for name, norm in norms_of(model.train()).items() if norm.training} == {f'norm{i}' for i in ALL}
+
+
+def warnings_of_steps(model, monkeypatch, steps=2):
+    """What the logger gets as warnings in some steps of a training."""
+    logged = []
+    monkeypatch.setattr(partialnet, 'print_log', lambda text, logger, level: logged.append((text, logger, level)))
+    for _ in range(steps):
+        model.train()(torch.randn(2, 3, 64, 64))
+    return logged
+
+
+def test_norm_eval_without_statistics_warns_at_the_first_training_step(tiny_arch, monkeypatch):
+    model = PartialNet(tiny_arch, out_indices=ALL, norm_eval=True)
+    model.init_weights()
+    assert warnings_of_steps(copy.deepcopy(model).eval(), monkeypatch, steps=0) == []
+    (text, logger, level), = warnings_of_steps(model, monkeypatch)
+    assert (logger, level) == ('current', logging.WARNING)
+    for fragment in ('WITHOUT NORMALIZATION', 'init_cfg', 'load_from', 'norm_eval=False',
+                     'configs/mask_rcnn/partialnet_t0_scratch.py'):
+        assert fragment in text
+
+
+def load_all(model, other):
+    model.load_state_dict(other.state_dict())
+
+
+def load_one_statistic(model, other):
+    """As from a file that lacks num_batches_tracked, into one norm."""
+    model.stages[2][1].mlp.norm.running_mean.copy_(other.stages[2][1].mlp.norm.running_mean)
+
+
+@pytest.mark.parametrize('options, load', [
+    (dict(norm_eval=True), load_all), (dict(norm_eval=True), load_one_statistic), (dict(), None),
+    (dict(norm_eval=True, norm_cfg=dict(type='GN', num_groups=2)), None), (dict(norm_eval=True, deploy=True), None),
+], ids=['loaded', 'loaded in part', 'batch statistics', 'other norms', 'merged'])
+def test_no_warning_where_statistics_were_loaded_or_are_not_needed(options, load, tiny_arch, monkeypatch,
+                                                                   randomize_norms):
+    model = PartialNet(tiny_arch, out_indices=ALL, **options)
+    if load:
+        load(model, randomize_norms(PartialNet(tiny_arch, out_indices=ALL)))
+    assert warnings_of_steps(model, monkeypatch) == []
+
+
+def test_statistics_are_checked_where_tensors_have_values(tiny_arch, monkeypatch):
+    """A step on torch's meta device has none to check, and the first real one after it is checked."""
+    model = PartialNet(tiny_arch, norm_eval=True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert model.train()(torch.empty(2, 3, 64, 64))[0].shape == (2, 128, 2, 2)
+    copy.deepcopy(model).to('meta').train()(torch.empty(2, 3, 64, 64, device='meta'))
+    assert len(warnings_of_steps(model, monkeypatch)) == 1
 
 
 def test_split_ratio_of_each_block(tiny_arch):
