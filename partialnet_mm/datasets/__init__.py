@@ -1,4 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+from .annotation_files import AnnotatedPictures, Dropped, Picture, Shape, read_annotated_pictures
 from .shapes import SHAPE_CLASSES, write_shapes_dataset
 
-__all__ = ['SHAPE_CLASSES', 'write_shapes_dataset']
+__all__ = [
+    'SHAPE_CLASSES', 'AnnotatedPictures', 'Dropped', 'Picture', 'Shape', 'read_annotated_pictures',
+    'write_shapes_dataset'
+]

@@ -217,7 +217,7 @@ def write_config(search: Search, base: Path, path: Path) -> None:
 
 
 def print_report(args: argparse.Namespace) -> None:
-    """Losses, metrics, AP by class, the images with the most errors, speed and config, in one page without a network."""
+    """Losses, metrics, AP by class, images with errors, speed and config, in one page that needs no network."""
     print(write_report(args.work_dir, args.out))
 
 

@@ -25,8 +25,9 @@ def curves(lines: Mapping[str, Points], x_label: str, y_label: str, marker: str 
         figure = Figure(figsize=(6.4, 3.4), layout='constrained')
         axes = figure.subplots()
         for index, (name, (x, y)) in enumerate(lines.items()):
+            # Legends leave out names that start with "_": a blank is before it.
             axes.plot(x, y, marker=marker, markersize=4, linewidth=1.6, color=f'C{index % 10}',
-                      linestyle='-' if index < 10 else '--', label=f' {name}')  # without the blank, no name that starts with _
+                      linestyle='-' if index < 10 else '--', label=f' {name}')
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(alpha=0.25)

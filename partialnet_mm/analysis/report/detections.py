@@ -15,8 +15,9 @@ IOU = 0.5
 
 
 class AveragePrecision(NamedTuple):
-    """COCO's figures by class, (C, 6) in AP, AP50, AP75 and AP of small, medium and large boxes; NaN without objects."""
+    """COCO's figures of boxes."""
 
+    #: (C, 6) in AP, AP50, AP75 and AP of small, medium and large boxes; NaN without objects.
     by_class: np.ndarray
     #: Precision at an overlap of 0.5 by recall and class, (101, C); -1 without objects.
     precision: np.ndarray

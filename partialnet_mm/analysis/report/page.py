@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -34,7 +34,8 @@ h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 36px 0 8p
 .tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0; }
 .tile { border: 1px solid #d9dee5; border-radius: 8px; padding: 10px 16px; min-width: 110px; }
 .tile b { display: block; font-size: 22px; } .tile span { color: #5b6875; font-size: 13px; }
-.charts { display: flex; flex-wrap: wrap; gap: 16px; } .charts > svg { flex: 1 1 340px; max-width: 540px; height: auto; }
+.charts { display: flex; flex-wrap: wrap; gap: 16px; }
+.charts > svg { flex: 1 1 340px; max-width: 540px; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 10px; text-align: right; border-bottom: 1px solid #e6eaef; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } .heat td { min-width: 44px; }

@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Settings of an own-data training that follow from the data and the machine: every 'auto' of the config gets a value."""
+"""Settings of an own-data training that follow from the data and the machine, where the config has 'auto'."""
 import math
 import os
 from collections.abc import Iterator
