@@ -5,6 +5,7 @@ import os
 
 import torch
 
+from partialnet_mm.analysis.report import ReportHook
 from partialnet_mm.engine.runners.command_line import (
     add_config_arguments,
     add_runner_arguments,
@@ -52,7 +53,9 @@ def main() -> None:
         check_data(parser, cfg, SPLITS)
     # Heads may differ: other classes, or another kind of head.
     with one_sentence_errors(parser):
-        build_runner(cfg, least_fit=0.5, trust_checkpoint=args.trust_checkpoint).train()
+        runner = build_runner(cfg, least_fit=0.5, trust_checkpoint=args.trust_checkpoint)
+        runner.register_hook(ReportHook())
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -128,30 +128,6 @@ def test_every_format_gives_the_same_objects(source):
     assert before == {path: path.read_bytes() for path in root.rglob('*') if path.is_file()}
 
 
-def test_boxes_are_those_of_globox(source):
-    """An independent reader of the same formats, which reads no polygons."""
-    globox = pytest.importorskip('globox')
-    kind, root = source
-    single = globox.Annotation
-    sets = globox.AnnotationSet
-    if kind == 'yolo':  # its reader takes lines of boxes only
-        label = root / 'train/labels/a.txt'
-        label.write_text(label.read_text().splitlines()[0])
-    theirs = dict(
-        voc=lambda: [single.from_pascal_voc(root / 'Annotations/a.xml')],
-        yolo=lambda: [single.from_yolo_v5(root / 'train/labels/a.txt', image_size=(WIDTH, HEIGHT))],
-        labelme=lambda: [single.from_labelme(root / 'a.json', include_poly=True)],
-        cvat=lambda: sets.from_cvat(root / 'annotations.xml'),
-        coco=lambda: pytest.skip('it takes no annotation without a box'),
-        via=lambda: pytest.skip('it takes no checkboxes'))[kind]()
-    (ours, ) = read_annotated_pictures(root, kind).pictures
-    boxes = [shape.box for shape in ours.shapes]
-    for annotation in theirs:
-        assert annotation.boxes
-        for box in annotation.boxes:
-            assert any(np.allclose(box.ltrb, other) for other in boxes)
-
-
 @pytest.mark.parametrize('change, why', [
     (lambda root: (root / 'JPEGImages/a.jpg').unlink(), 'its image is missing'),
     (lambda root: (root / 'JPEGImages/a.jpg').write_bytes(b'no image'), 'the image cannot be read'),
