@@ -18,9 +18,18 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from PIL import Image
+from torch import nn
 
 from ...preflight import dicts_with, leaf_datasets
-from .own_data_choices import AUTO, UNKNOWN_DATA, DataFacts, fill_choices, has_choices, this_machine
+from .own_data_choices import (
+    AUTO,
+    UNKNOWN_DATA,
+    DataFacts,
+    choices_in_use,
+    fill_choices,
+    has_choices,
+    this_machine,
+)
 
 SPLITS = ('train', 'val', 'test')
 #: Images whose headers are read for the size of a folder's images.
@@ -104,19 +113,17 @@ class CocoFormatRunner(Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> 'CocoFormatRunner':
-        """Builds the runner from a config after :func:`apply_own_data_settings`, whose errors it raises.
+        """Builds the runner from a config after :func:`apply_own_data_settings`, whose errors it raises."""
+        return super().from_cfg(apply_own_data_settings(cfg))
 
-        The log gets what was chosen where the config has 'auto'.
-        """
-        cfg = apply_own_data_settings(cfg)
-        runner = super().from_cfg(cfg)
-        choices = cfg.get('own_data_choices')
-        if choices:
-            lines = [f'{name}={value!r}' for name, value in choices.chosen.items()]
-            runner.logger.info('\n  '.join([
-                'Chosen from the size of the data and the machine; --cfg-options KEY=VALUE sets another value:',
-                *lines]))
-        return runner
+    def train(self) -> nn.Module:
+        """Trains, after the log has got what was chosen where the config had 'auto'."""
+        chosen = choices_in_use(self.cfg)
+        if chosen:
+            self.logger.info('\n  '.join([
+                'chosen from the size of the data and the machine; --cfg-options KEY=VALUE sets another value:',
+                *(f'{name}={value!r}' for name, value in chosen.items())]))
+        return super().train()
 
 
 def _apply_to_detector(cfg: Config, datasets: dict[str, list[ConfigDict]], splits: Sequence[str],

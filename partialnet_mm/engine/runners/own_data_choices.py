@@ -125,6 +125,14 @@ def fill_choices(cfg: Config, data: DataFacts, machine: Machine) -> dict[str, An
     return chosen
 
 
+def choices_in_use(cfg: Config) -> dict[str, Any]:
+    """What was chosen, of a config that :func:`apply_own_data_settings` returned, as far as nobody has changed it."""
+    nodes = dict(_dicts(cfg))
+    chosen = (cfg.get('own_data_choices') or {}).get('chosen') or {}
+    return {name: value for name, value in chosen.items()
+            if nodes.get(name.rpartition('.')[0], {}).get(name.rpartition('.')[2]) == value}
+
+
 def _batch_size(machine: Machine) -> int:
     if machine.gpu_memory is None:
         return max(1, round(4 / machine.processes))
