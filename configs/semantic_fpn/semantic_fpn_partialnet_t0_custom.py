@@ -18,4 +18,10 @@ model = dict(
     data_preprocessor=dict(size='auto'),
     backbone=dict(arch='t0', norm_cfg=norm_cfg),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
-    decode_head=dict(in_channels=[64, 64, 64, 64], channels=64, norm_cfg=norm_cfg, num_classes=19))
+    decode_head=dict(
+        in_channels=[64, 64, 64, 64],
+        channels=64,
+        norm_cfg=norm_cfg,
+        num_classes=19,
+        # The mean is over the pixels that have a class.
+        loss_decode=dict(avg_non_ignore=True)))

@@ -1,5 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """What own-data configs choose from the data and the machine, and what they leave to the user."""
+import copy
+import functools
 import json
 from types import SimpleNamespace
 
@@ -28,8 +30,18 @@ CPU = Machine(gpu_memory=None, cores=8, processes=1, local_processes=1)
 SMALL = DataFacts(images=14, width=800, height=600, small_object=74)
 
 
+@functools.cache
+def read(name):
+    return Config.fromfile(ROOT / name)
+
+
+def load(name):
+    """A config of its own; reading the file takes most of the time of these tests."""
+    return copy.deepcopy(read(name))
+
+
 def filled(name=DETECTOR, data=SMALL, machine=CPU, **options):
-    cfg = Config.fromfile(ROOT / name)
+    cfg = load(name)
     cfg.merge_from_dict(options)
     fill_choices(cfg, data, machine)
     return cfg
@@ -37,7 +49,7 @@ def filled(name=DETECTOR, data=SMALL, machine=CPU, **options):
 
 @pytest.mark.parametrize('name', OWN_DATA)
 def test_nothing_is_left_to_choose(name):
-    cfg = Config.fromfile(ROOT / name)
+    cfg = load(name)
     assert cfg.own_data is True and has_choices(cfg)
     fill_choices(cfg, SMALL, CPU)
     assert not has_choices(cfg)
@@ -129,7 +141,7 @@ def write_coco(root):
 
 
 def test_the_facts_of_annotations(tmp_path, monkeypatch):
-    cfg = Config.fromfile(ROOT / DETECTOR)
+    cfg = load(DETECTOR)
     cfg.data_root = str(write_coco(tmp_path / 'own data'))
     applied = apply_own_data_settings(cfg)
     # Of 20 boxes with sides of 10 to 200, two are below the third.
@@ -149,7 +161,7 @@ def test_the_facts_of_annotations(tmp_path, monkeypatch):
 
 
 def test_a_guess_without_the_data_is_a_warning(tmp_path, monkeypatch):
-    cfg = Config.fromfile(ROOT / DETECTOR)
+    cfg = load(DETECTOR)
     cfg.data_root, cfg.classes = str(tmp_path / 'gone'), ['cat']
     logged = []
     monkeypatch.setattr('partialnet_mm.engine.runners.own_data.print_log', lambda text, **_: logged.append(text))
@@ -166,7 +178,7 @@ def segmentor(tmp_path):
             for number in range(count):
                 Image.fromarray(np.zeros((40, 60) + (3, ) * (mode == 'RGB'), np.uint8)).save(
                     tmp_path / folder / split / 'more' / f'{number}{ending}')
-    cfg = Config.fromfile(ROOT / SEGMENTOR)
+    cfg = load(SEGMENTOR)
     cfg.merge_from_dict(dict(img_dir=str(tmp_path / 'img'), ann_dir=str(tmp_path / 'ann'), classes=['ground', 'cat']))
     return cfg
 
