@@ -174,7 +174,7 @@ def test_other_configs_train_and_report(trained, name, metric, tmp_path, monkeyp
     assert 'chosen from the size of the data and the machine' in text and 'optim_wrapper.optimizer.lr=0.001' in text
 
     record = latest_record(work_dir)
-    assert record.about['epoch'] == 1 and 'tools/train.py' in record.about['command']
+    assert record.about['epoch'] == 1 and record.about['batch'] == 4 and 'tools/train.py' in record.about['command']
     logged = read_logs(work_dir).validation[-1][metric]
     if metric == 'mIoU':
         counts = record.arrays['confusion']

@@ -211,9 +211,12 @@ def _about_run(runner: Runner) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     # In KiB on Linux; the process of rank 0, without its workers.
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    loader = runner.train_dataloader
+    # Of a loader with a batch sampler, only that knows the size.
+    batch = getattr(loader, 'batch_size', None) or getattr(getattr(loader, 'batch_sampler', None), 'batch_size', None)
     return dict(
         command=shlex.join([Path(sys.executable).name, *sys.argv]), processes=runner.world_size,
-        batch=getattr(runner.train_dataloader, 'batch_size', None), python=platform.python_version(),
+        batch=batch, python=platform.python_version(),
         torch=torch.__version__, device=torch.cuda.get_device_name(0) if on_gpu else 'CPU',
         gpu_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None, resident_mib=resident,
         iterations=runner.iter, epochs=runner.epoch)
