@@ -7,8 +7,6 @@ from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 #: The overlap from which a box counts as found.
 IOU = 0.5
@@ -53,6 +51,10 @@ def average_precision(truth: np.ndarray, found: np.ndarray, sizes: np.ndarray, c
         sizes: (N, 2), width and height of the images.
         classes: Number of classes.
     """
+    # mmdet brings it; trainings of classifiers do without it.
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     def boxes(rows: np.ndarray) -> np.ndarray:
         return np.column_stack((rows[:, 1:3], rows[:, 3:5] - rows[:, 1:3]))
 
