@@ -5,6 +5,7 @@ import os
 
 import torch
 
+from partialnet_mm.analysis.report import ReportHook
 from partialnet_mm.engine.runners.batch_size import apply_images_per_gpu, count_processes, describe_batch
 from partialnet_mm.engine.runners.command_line import (
     add_config_arguments,
@@ -59,6 +60,7 @@ def main() -> None:
     with one_sentence_errors(parser):
         runner = build_runner(cfg, least_fit=0.5, trust_checkpoint=args.trust_checkpoint)
         runner.logger.info(describe_batch(cfg, runner.world_size))
+        runner.register_hook(ReportHook())
         runner.train()
 
 

@@ -1,4 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+from .annotation_files import AnnotatedPictures, Dropped, Picture, Shape, read_annotated_pictures
 from .shapes import SHAPE_CLASSES, write_shapes_dataset
 from .transforms import (
     FastLoadAnnotations,
@@ -10,6 +11,7 @@ from .transforms import (
 )
 
 __all__ = [
-    'FastLoadAnnotations', 'FastRandAugment', 'FastRandomFlip', 'FastRandomResizedCrop', 'FastResizeEdge',
-    'SHAPE_CLASSES', 'SelectedMasks', 'write_shapes_dataset'
+    'AnnotatedPictures', 'Dropped', 'FastLoadAnnotations', 'FastRandAugment', 'FastRandomFlip',
+    'FastRandomResizedCrop', 'FastResizeEdge', 'Picture', 'SHAPE_CLASSES', 'SelectedMasks', 'Shape',
+    'read_annotated_pictures', 'write_shapes_dataset'
 ]

@@ -56,6 +56,8 @@ def test_metafile_is_true(folder, no_random_weights):
         assert all(not result['Metrics'] for result in model.get('Results', []))
         if 'max_iters' in cfg.train_cfg:
             assert metadata['Iterations'] == cfg.train_cfg.max_iters, name
+        elif cfg.train_dataloader.dataset.get('times') == 'auto':  # follows from the size of the data
+            assert not {'Epochs', 'Batch Size'} & set(metadata), name
         else:  # how often the training uses each image
             times = cfg.train_dataloader.dataset.get('times', 1)
             assert metadata['Epochs'] == cfg.train_cfg.max_epochs * times, name

@@ -4,6 +4,7 @@
 curves   the last values of a metric by network and seed; with --out, a picture of the curves
 table    the results of trainings beside the paper's figures for the same config
 ratios   the split ratios that searches have learned, and the list for a config
+report   one HTML page about a training; the name of a work folder alone does the same
 """
 import argparse
 import functools
@@ -12,6 +13,7 @@ import math
 import os
 import re
 import statistics
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +24,7 @@ from torch import Tensor
 from partialnet_mm.analysis.commands import existing_file, output_file, picture
 from partialnet_mm.analysis.measure import markdown_table
 from partialnet_mm.analysis.paper import Figure, read_figures
+from partialnet_mm.analysis.report import write_report
 from partialnet_mm.checkpoint.pretrained import find_state_dict
 from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.models.dpconv.fixed_ratios import block_ratios, searched_layers
@@ -256,6 +259,11 @@ def write_config(search: Search, base: Path, path: Path) -> None:
                     f'_base_ = {relative!r}\n\nmodel = dict(backbone=dict(split_ratio=[{ratios}]))\n')
 
 
+def print_report(args: argparse.Namespace) -> None:
+    """Losses, metrics, AP by class, images with errors, speed and config, in one page that needs no network."""
+    print(write_report(args.work_dir, args.out))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -275,7 +283,15 @@ def main() -> None:
                         help='config to write; takes one checkpoint, and --base')
     ratios.add_argument('--base', type=existing_file, metavar='CONFIG',
                         help='config to retrain by, of a PartialNet of fixed ratios')
-    args = parser.parse_args()
+    report = commands.add_parser('report', description=print_report.__doc__)
+    report.set_defaults(run=print_report)
+    report.add_argument('work_dir', type=Path, help='work folder of tools/train.py')
+    report.add_argument('--out', type=output_file, metavar='FILE.html',
+                        help='page to write (default: report.html in the work folder)')
+    words = sys.argv[1:]
+    if words and words[0] not in commands.choices and Path(words[0]).is_dir():
+        words.insert(0, 'report')
+    args = parser.parse_args(words)
     if args.run is print_ratios and (bool(args.config) != bool(args.base)
                                      or (args.config and len(args.checkpoints) > 1)):
         ratios.error('--config FILE.py and --base CONFIG go together, with one CHECKPOINT')

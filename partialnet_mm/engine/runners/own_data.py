@@ -1,21 +1,39 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The own-data config: three settings at its top level, written to the positions where mmdet reads them."""
+"""Own-data configs: a few settings at their top level, written to the positions where mmdet and mmseg read them."""
 import contextlib
 import copy
 import functools
 import json
 import logging
+import math
 import os
-from collections.abc import Sequence
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from PIL import Image
+from torch import nn
 
 from ...preflight import dicts_with, leaf_datasets
+from .own_data_choices import (
+    AUTO,
+    UNKNOWN_DATA,
+    DataFacts,
+    choices_in_use,
+    fill_choices,
+    has_choices,
+    this_machine,
+)
 
 SPLITS = ('train', 'val', 'test')
+#: Images whose headers are read for the size of a folder's images.
+SIZES_READ = 200
 
 
 def is_own_data_config(cfg: Config) -> bool:
@@ -24,15 +42,24 @@ def is_own_data_config(cfg: Config) -> bool:
 
 
 def apply_own_data_settings(cfg: Config, splits: Sequence[str] = SPLITS) -> Config:
-    """Writes the settings of an own-data config where mmdet reads them; returns any other config as it is.
+    """Writes the settings of an own-data config where mmdet or mmseg read them; returns any other config as it is.
 
-    An own-data config has ``own_data = True`` and, at its top level:
+    An own-data config has ``own_data = True`` and, at its top level, for a detector:
 
     - ``data_root``: Folder of the data. Every data set gets it, and every metric its annotation file below it.
     - ``classes``: Names of the classes to train, or None for all categories of the annotations. Every data set gets the
       names, every head their number. mmdet numbers classes in the order of the annotation file, so the names are put
       into that order.
     - ``checkpoint``: A checkpoint of the pretraining, or None for random weights. The backbone gets it.
+
+    For a segmentor:
+
+    - ``img_dir``, ``ann_dir``: Folders of images and of label images, each with one folder per split.
+    - ``classes``: Names of the labels 0, 1, 2 and so on.
+    - ``palette``: A colour ``[red, green, blue]`` for each class, or None for mmseg's colours.
+    - ``checkpoint``: As above.
+
+    Where the config has 'auto', :func:`fill_choices` writes a value that follows from the data and the machine.
 
     The function is idempotent. It reads no file for a data set that has the settings already, so the config that a
     training saves loads on a machine without the data.
@@ -47,39 +74,32 @@ def apply_own_data_settings(cfg: Config, splits: Sequence[str] = SPLITS) -> Conf
         A changed copy of an own-data config, or ``cfg`` itself.
 
     Raises:
-        ValueError: If ``data_root`` or ``classes`` are no names, a class is missing in the annotations, annotation
-            files have the classes in different orders, or a file is not in COCO format.
+        ValueError: If a folder, ``classes`` or ``palette`` are of the wrong kind, a class is missing in the
+            annotations, annotation files have the classes in different orders, a file is not in COCO format, or images
+            have no label images.
         FileNotFoundError: If the data root, an annotation file or a folder of images does not exist.
     """
     if not is_own_data_config(cfg):
         return cfg
     cfg = copy.deepcopy(cfg)
-    root = cfg.get('data_root')
-    if not isinstance(root, str) or not root:
-        raise ValueError(f'data_root must be the folder of your data, got {root!r}: --cfg-options data_root=FOLDER')
     datasets = {split: list(leaf_datasets(cfg[f'{split}_dataloader'].dataset))
                 for split in SPLITS if cfg.get(f'{split}_dataloader')}
-    every = [dataset for found in datasets.values() for dataset in found]
-    classes = _as_classes(cfg.get('classes')) or _written_classes(every)
-    to_check = [dataset for split in splits for dataset in datasets.get(split, ())
-                if not classes or (dataset.get('data_root'), _written_classes([dataset])) != (root, classes)]
-    classes = _check_files(to_check, every, root, classes)
-
-    for dataset in every:
-        dataset.data_root = root
-        if classes:
-            dataset.metainfo = dict(dataset.get('metainfo') or {}, classes=classes)
-    for split, found in datasets.items():
-        metrics = cfg.get(f'{split}_evaluator')
-        for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
-            if metric and 'ann_file' in metric and len(found) == 1:
-                metric.ann_file = os.path.join(root, found[0].ann_file)
+    apply = _apply_to_segmentor if 'img_dir' in cfg else _apply_to_detector
+    classes, read_facts = apply(cfg, datasets, splits)
     if classes:
         cfg.classes = classes
         for head in dicts_with(cfg.model, 'num_classes'):
             head.num_classes = len(classes)
     if cfg.get('checkpoint'):
         cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=cfg.checkpoint, prefix='backbone.')
+    if has_choices(cfg):
+        facts = read_facts()
+        if facts is None:
+            print_log('the data of this own-data config cannot be read: its image scale is a guess. The config that '
+                      'the training saved has the scale', logger='current', level=logging.WARNING)
+        machine = this_machine()
+        chosen = fill_choices(cfg, facts or UNKNOWN_DATA, machine)
+        cfg.own_data_choices = dict(data=(facts or UNKNOWN_DATA)._asdict(), machine=machine._asdict(), chosen=chosen)
     return cfg
 
 
@@ -96,6 +116,117 @@ class CocoFormatRunner(Runner):
         """Builds the runner from a config after :func:`apply_own_data_settings`, whose errors it raises."""
         return super().from_cfg(apply_own_data_settings(cfg))
 
+    def train(self) -> nn.Module:
+        """Trains, after the log has got what was chosen where the config had 'auto'."""
+        chosen = choices_in_use(self.cfg)
+        if chosen:
+            self.logger.info('\n  '.join([
+                'chosen from the size of the data and the machine; --cfg-options KEY=VALUE sets another value:',
+                *(f'{name}={value!r}' for name, value in chosen.items())]))
+        return super().train()
+
+
+def _apply_to_detector(cfg: Config, datasets: dict[str, list[ConfigDict]], splits: Sequence[str],
+                       ) -> tuple[tuple[str, ...] | None, Callable[[], DataFacts | None]]:
+    """Writes data_root and classes; returns the classes, and a function that reads the facts of the training data."""
+    root = cfg.get('data_root')
+    if not isinstance(root, str) or not root:
+        raise ValueError(f'data_root must be the folder of your data, got {root!r}: --cfg-options data_root=FOLDER')
+    every = [dataset for found in datasets.values() for dataset in found]
+    classes = _as_classes(cfg.get('classes')) or _written_classes(every)
+    to_check = [dataset for split in splits for dataset in datasets.get(split, ())
+                if not classes or (dataset.get('data_root'), _written_classes([dataset])) != (root, classes)]
+    read = functools.cache(_read_annotations)
+    classes = _check_files(to_check, every, root, classes, read)
+
+    for dataset in every:
+        dataset.data_root = root
+        if classes:
+            dataset.metainfo = dict(dataset.get('metainfo') or {}, classes=classes)
+    for split, found in datasets.items():
+        metrics = cfg.get(f'{split}_evaluator')
+        for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
+            if metric and 'ann_file' in metric and len(found) == 1:
+                metric.ann_file = os.path.join(root, found[0].ann_file)
+
+    def read_facts() -> DataFacts | None:
+        for dataset in every:  # the training's before others
+            with contextlib.suppress(OSError, ValueError):
+                return read(os.path.join(root, dataset.ann_file)).facts
+        return None
+
+    return classes, read_facts
+
+
+def _apply_to_segmentor(cfg: Config, datasets: dict[str, list[ConfigDict]], splits: Sequence[str],
+                        ) -> tuple[tuple[str, ...], Callable[[], DataFacts | None]]:
+    """Writes img_dir, ann_dir, classes and palette; returns as :func:`_apply_to_detector`."""
+    for name in ('img_dir', 'ann_dir'):
+        if not isinstance(cfg.get(name), str) or not cfg[name]:
+            raise ValueError(f'{name} must be a folder, got {cfg.get(name)!r}: --cfg-options {name}=FOLDER')
+    every = [dataset for found in datasets.values() for dataset in found]
+    classes = _as_classes(cfg.get('classes')) or _written_classes(every)
+    if classes is None:
+        raise ValueError("classes must name the labels 0, 1, 2 and so on: --cfg-options \"classes=['background','cat']"
+                         '"')
+    palette = _as_palette(cfg.get('palette'), len(classes))
+    for split, found in datasets.items():
+        for dataset in found:
+            dataset.data_root = cfg.img_dir
+            # An absolute path: mmseg looks for a relative one below data_root.
+            labels = os.path.join(os.path.abspath(cfg.ann_dir), dataset.data_prefix.img_path)
+            dataset.data_prefix.seg_map_path = labels
+            dataset.metainfo = dict(dataset.get('metainfo') or {}, classes=classes,
+                                    **(dict(palette=palette) if palette else {}))
+            if split in splits or AUTO in (dataset.get('img_suffix'), dataset.get('seg_map_suffix')):
+                _check_pairs(cfg, dataset, must_exist=split in splits)
+
+    def read_facts() -> DataFacts | None:
+        for dataset in every:
+            folder = Path(cfg.img_dir, dataset.data_prefix.img_path)
+            files = _files_below(folder, dataset.img_suffix) if folder.is_dir() else []
+            if files:
+                sizes = []
+                for path in files[::math.ceil(len(files) / SIZES_READ)]:
+                    with contextlib.suppress(OSError), Image.open(path) as image:
+                        sizes.append(image.size)
+                return _facts(len(files), sizes)
+        return None
+
+    return classes, read_facts
+
+
+def _check_pairs(cfg: Config, dataset: ConfigDict, must_exist: bool) -> None:
+    """Finds the endings of images and label images, and checks that each image has its label image."""
+    folders = [Path(cfg.img_dir, dataset.data_prefix.img_path), Path(dataset.data_prefix.seg_map_path)]
+    names = []
+    for key, setting, folder in zip(('img_suffix', 'seg_map_suffix'), ('img_dir', 'ann_dir'), folders):
+        if not folder.is_dir() and must_exist:
+            raise FileNotFoundError(f'folder {str(folder)!r} does not exist: {setting} is {cfg[setting]!r}, and has a '
+                                    f'folder {dataset.data_prefix.img_path!r}')
+        found = _files_below(folder, '') if folder.is_dir() else []
+        if dataset.get(key) == AUTO:
+            endings = Counter(path.suffix for path in found)
+            if len(endings) > 1:
+                raise ValueError(f'{str(folder)!r} has files of several kinds, {dict(endings)}; mmseg reads one: set '
+                                 f'{key} of its data set')
+            dataset[key] = next(iter(endings), '.jpg' if key == 'img_suffix' else '.png')
+        names.append({path.relative_to(folder).as_posix().removesuffix(dataset[key])
+                      for path in found if path.name.endswith(dataset[key])})
+    if not must_exist:
+        return
+    if not names[0]:
+        raise FileNotFoundError(f'{str(folders[0])!r} has no images that end in {dataset.img_suffix!r}')
+    alone = sorted(names[0] - names[1])
+    if alone:
+        raise ValueError(f'{len(alone)} of {len(names[0])} images in {str(folders[0])!r} have no label image in '
+                         f'{str(folders[1])!r} that ends in {dataset.seg_map_suffix!r}, first {alone[0]!r}')
+
+
+def _files_below(folder: Path, ending: str) -> list[Path]:
+    """The files of a folder and the folders in it, without hidden ones, in order."""
+    return sorted(path for path in folder.rglob(f'*{ending}') if path.is_file() and not path.name.startswith('.'))
+
 
 def _as_classes(classes: object) -> tuple[str, ...] | None:
     """Names as a tuple; a single name on the command line is a string, not a list of letters."""
@@ -104,7 +235,22 @@ def _as_classes(classes: object) -> tuple[str, ...] | None:
     names = (classes, ) if isinstance(classes, str) else tuple(classes) if isinstance(classes, (list, tuple)) else ()
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"classes must be names, e.g. --cfg-options \"classes=['cat','dog']\", got {classes!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f'classes must differ, got {list(names)}')
     return names
+
+
+def _as_palette(palette: object, classes: int) -> list[tuple[int, int, int]] | None:
+    """One colour per class, or None."""
+    if palette is None:
+        return None
+    colours = palette if isinstance(palette, (list, tuple)) else ()
+    if len(colours) != classes or not all(
+            isinstance(colour, (list, tuple)) and len(colour) == 3
+            and all(type(value) is int and 0 <= value <= 255 for value in colour) for colour in colours):
+        raise ValueError(f'palette must be one [red, green, blue] with values from 0 to 255 for each of {classes} '
+                         f'classes, got {palette!r}')
+    return [tuple(colour) for colour in colours]
 
 
 def _written_classes(datasets: Sequence[ConfigDict]) -> tuple[str, ...] | None:
@@ -114,16 +260,15 @@ def _written_classes(datasets: Sequence[ConfigDict]) -> tuple[str, ...] | None:
 
 
 def _check_files(datasets: Sequence[ConfigDict], every: Sequence[ConfigDict], root: str,
-                 classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+                 classes: tuple[str, ...] | None, read: Callable[[str], '_Annotations']) -> tuple[str, ...] | None:
     """Checks the files of data sets; returns the classes in the order of the annotation files, None if unknown."""
     if datasets and not os.path.isdir(root):
         raise FileNotFoundError(f'data_root {root!r} is not a folder: name yours by --cfg-options data_root=FOLDER')
-    read_categories = functools.cache(_read_categories)
     first = None
     if classes is None:  # all categories of the first annotation file that can be read, the training's before others
         for path in (os.path.join(root, dataset.ann_file) for dataset in every):
             with contextlib.suppress(OSError, ValueError):
-                first = path, read_categories(path)
+                first = path, read(path).categories
                 break
     for dataset in datasets:
         path = os.path.join(root, dataset.ann_file)
@@ -134,7 +279,7 @@ def _check_files(datasets: Sequence[ConfigDict], every: Sequence[ConfigDict], ro
         if not os.path.isdir(os.path.join(root, prefix)):
             raise FileNotFoundError(f'image folder {os.path.join(root, prefix)!r} does not exist: data_root is '
                                     f'{root!r}, data_prefix.img {prefix!r}')
-        known = read_categories(path)
+        known = read(path).categories
         names = classes or first[1]
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -152,9 +297,41 @@ def _check_files(datasets: Sequence[ConfigDict], every: Sequence[ConfigDict], ro
     return first[1]
 
 
-def _read_categories(path: str) -> tuple[str, ...]:
+class _Annotations(NamedTuple):
+    """What an annotation file says."""
+
+    categories: tuple[str, ...]
+    facts: DataFacts
+
+
+def _read_annotations(path: str) -> _Annotations:
     try:
         with open(path, encoding='utf-8') as file:
-            return tuple(category['name'] for category in json.load(file)['categories'])
+            content = json.load(file)
+        categories = tuple(category['name'] for category in content['categories'])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'annotation file {path!r} is not in COCO format: {type(error).__name__}: {error}') from error
+    # The check of the data reports what is wrong below; a size that cannot be read has no say here.
+    images: list[dict] = content.get('images') or []
+    sizes = [(image['width'], image['height']) for image in images if _are_positive(image, 'width', 'height')]
+    areas = [annotation['bbox'][2] * annotation['bbox'][3] for annotation in content.get('annotations') or ()
+             if _is_box(annotation)]
+    return _Annotations(categories, _facts(len(images), sizes, areas))
+
+
+def _facts(images: int, sizes: Sequence[tuple[int, int]], areas: Sequence[float] = ()) -> DataFacts:
+    width, height = ((statistics.median(side) for side in zip(*sizes)) if sizes
+                     else (UNKNOWN_DATA.width, UNKNOWN_DATA.height))
+    small = math.sqrt(sorted(areas)[len(areas) // 10]) if areas else None
+    return DataFacts(images, width, height, small)
+
+
+def _are_positive(node: Any, *keys: Any) -> bool:
+    """Whether a dict or list has positive numbers there."""
+    with contextlib.suppress(LookupError, TypeError):
+        return all(isinstance(node[key], (int, float)) and node[key] > 0 for key in keys)
+    return False
+
+
+def _is_box(annotation: Any) -> bool:
+    return isinstance(annotation, dict) and _are_positive(annotation.get('bbox'), 2, 3)
