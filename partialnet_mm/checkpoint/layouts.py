@@ -122,6 +122,27 @@ class ForeignState(NamedTuple):
     unknown: list[str]  #: the other code's names that this project has none for
 
 
+def separate_logits(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Merged blocks of version 0.1.0 by the names of now.
+
+    The logit of PAT_sp was the last channel of the convolution before it, and has a convolution of its own now.
+
+    Args:
+        state: Tensors by name, of any network.
+
+    Returns:
+        The same, with new names where there are such blocks.
+    """
+    state = dict(state)
+    for shift in [name for name in state if name.endswith('spatial_attention.shift')]:
+        block = shift.removesuffix('spatial_attention.shift')
+        for leaf in ('weight', 'bias'):
+            rows, logit = f'{block}mlp.conv2.{leaf}', f'{block}spatial_attention.logit_conv.{leaf}'
+            if isinstance(state.get(rows), Tensor) and state[rows].dim() and logit not in state:
+                state[rows], state[logit] = state[rows][:-1], state[rows][-1:]
+    return state
+
+
 def foreign_layout(names: Iterable[str]) -> Layout | None:
     """The layout that names are of, None if it is no other code's."""
     names = list(names)

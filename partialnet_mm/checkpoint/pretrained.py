@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, MissingCheckpointError
 from .hashed_name import check_hashed_name
-from .layouts import around_backbone, differences, foreign_layout, refuse_other_network, with_own_names
+from .layouts import (
+    around_backbone,
+    differences,
+    foreign_layout,
+    refuse_other_network,
+    separate_logits,
+    with_own_names,
+)
 from .reader import read_checkpoint
 
 #: Least fraction of the backbone's tensors that a checkpoint must hold.
@@ -140,7 +147,7 @@ def find_state_dict(content: dict, checkpoint: str | None = None) -> dict[str, o
         checkpoint: Name of the file for messages. Defaults to None.
 
     Returns:
-        Names and values; the values are not checked.
+        Names and values; the values are not checked. Merged blocks have the names of :func:`separate_logits`.
 
     Raises:
         CheckpointError: If there is something else, or a name is none that a message can show.
@@ -156,7 +163,7 @@ def find_state_dict(content: dict, checkpoint: str | None = None) -> dict[str, o
     if wrong is not None:
         raise CheckpointError(f'{file} holds a tensor by the name {wrong[:50]!r}; allowed are at most {MAX_NAME} '
                               'printable letters')
-    return tensors
+    return separate_logits(tensors)
 
 
 def content_for(model: dict, content: dict, checkpoint: str | None = None) -> dict:

@@ -56,9 +56,8 @@ def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
         a single pixel is 0.
     """
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-    if x.dtype in (torch.float16, torch.bfloat16):
-        pixels = pixels.float()
-    mean = pixels.mean(1, keepdim=True)
+    # The difference is float32, too.
+    mean = pixels.mean(1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     variance = (pixels - mean).square().sum(1) / max(pixels.shape[1] - 1, 1)
     # The root of 0 has no gradient.
     return mean.squeeze(1), variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()

@@ -96,13 +96,16 @@ class MergedBlock(nn.Module):
         self.mixer_residual = block.mixer_residual
         if hasattr(block, OWN_RESIDUAL):
             self.register_buffer(OWN_RESIDUAL, block.own_residual)
+        channels = conv1.in_channels
         self.mlp = nn.Sequential(OrderedDict(
             conv1=conv_of(PointwiseConv2d, conv1, folded.weight1, folded.bias1),
             act=block.mlp.act,
-            conv2=conv_of(PointwiseConv2d, conv1, folded.weight2, folded.bias2)))
+            conv2=conv_of(PointwiseConv2d, conv1, folded.weight2[:channels], folded.bias2[:channels])))
         self.spatial_attention = None
         if folded.shift is not None:
-            self.spatial_attention = MergedSpatialAttention(folded.shift, conv1.weight.dtype)
+            # A convolution of its own: products of C + 1 columns are slow, on GPUs above all.
+            logit_conv = conv_of(PointwiseConv2d, conv1, folded.weight2[channels:], folded.bias2[channels:])
+            self.spatial_attention = MergedSpatialAttention(logit_conv, folded.shift)
         self.drop_path = block.drop_path
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,9 +114,10 @@ class MergedBlock(nn.Module):
         mixed = self.token_mixer(x)
         if self.mixer_residual:
             x = mixed = x + mixed
-        mixed = self.mlp(mixed)
+        hidden = self.mlp.act(self.mlp.conv1(mixed))
+        mixed = self.mlp.conv2(hidden)
         if self.spatial_attention is not None:
-            mixed = self.spatial_attention(mixed)
+            mixed = self.spatial_attention(mixed, hidden)
         # Summed with descending strides: torch.export does not follow other strides of a slice in symbolic sizes.
         return (x.permute(0, 2, 3, 1) + self.drop_path(mixed).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 

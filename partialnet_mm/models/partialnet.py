@@ -13,7 +13,13 @@ from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
-from ..checkpoint.layouts import OWN_RESIDUAL, foreign_layout, refuse_other_network, with_own_names
+from ..checkpoint.layouts import (
+    OWN_RESIDUAL,
+    foreign_layout,
+    refuse_other_network,
+    separate_logits,
+    with_own_names,
+)
 from ..checkpoint.pretrained import load_pretrained, pretrained_cfg
 from ._arguments import named_arguments
 from ._checks import check_backbone
@@ -474,13 +480,14 @@ class PartialNet(BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         own_state = self.state_dict()
+        state_dict.update(separate_logits(state_dict))  # torch and mmengine give each module a dict of its own
         given = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
         layout, file = None, 'the checkpoint'
         if (renamed := with_own_names(given, self.mixer_residual, file)) is not None:
             layout = foreign_layout(given)
             given = {name.removeprefix('backbone.'): value for name, value in renamed.items()}
             for name in [name for name in state_dict if name.startswith(prefix)]:
-                del state_dict[name]  # torch and mmengine give each module a dict of its own
+                del state_dict[name]
             state_dict.update((prefix + name, value) for name, value in given.items())
         refuse_other_network(own_state, given, layout, self.mixer_residual is not None, file)
         # A mixer that learns its ratio has tensors of all channels; another mixer would take those that fit by chance.

@@ -377,20 +377,21 @@ class MergedSpatialAttention(nn.Module):
     """The inference form of PAT_sp: what is left after :meth:`PartialSpatialAttention.fold_into`.
 
     Args:
-        shift: float64, (C_attended, ).
-        dtype: Of the parameter.
+        logit_conv: From the hidden layer of the MLP to the logit of the gate.
+        shift: (C_attended, ).
     """
 
-    def __init__(self, shift: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, logit_conv: nn.Conv2d, shift: Tensor) -> None:
         super().__init__()
-        self.shift = nn.Parameter(shift.detach().view(1, -1, 1, 1).to(dtype))
+        self.logit_conv = logit_conv
+        self.shift = nn.Parameter(shift.detach().view(1, -1, 1, 1).to(logit_conv.weight.dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C + 1, H, W), whose last channel is the logit of the gate, to (B, C, H, W)."""
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """Maps (B, C, H, W), and the hidden layer that it comes from, (B, 2C, H, W), to (B, C, H, W)."""
         # With the channels last: torch.export does not follow other strides of a slice in symbolic sizes.
-        pixels = x.permute(0, 2, 3, 1)
+        pixels, logit = x.permute(0, 2, 3, 1), self.logit_conv(hidden).permute(0, 2, 3, 1)
         attended_channels = self.shift.shape[1]
-        attended, rest, logit = pixels.split((attended_channels, x.shape[1] - 1 - attended_channels, 1), dim=3)
+        attended, rest = pixels.split((attended_channels, x.shape[1] - attended_channels), dim=3)
         # Under autocast a float32 shift would make the whole feature map float32.
         attended = torch.addcmul(self.shift.flatten().to(x.dtype), attended, F.hardsigmoid(logit))
         return torch.cat((attended, rest), dim=3).permute(0, 3, 1, 2)

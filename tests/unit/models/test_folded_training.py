@@ -111,8 +111,9 @@ def test_merging_stores_what_a_step_folds(options, pair):
         mixer = block.token_mixer
         affine = mixer.output_affine(training=True) if hasattr(mixer, 'output_affine') else None
         folded, merged = fold_mlp(block, affine, training=True), MergedBlock(block)
-        stored = (merged.mlp.conv1.weight, merged.mlp.conv1.bias, merged.mlp.conv2.weight, merged.mlp.conv2.bias,
-                  merged.spatial_attention.shift.flatten())
+        second = (merged.mlp.conv2, merged.spatial_attention.logit_conv)
+        stored = (merged.mlp.conv1.weight, merged.mlp.conv1.bias, torch.cat([conv.weight for conv in second]),
+                  torch.cat([conv.bias for conv in second]), merged.spatial_attention.shift.flatten())
         assert all(map(torch.equal, folded, stored))
 
 

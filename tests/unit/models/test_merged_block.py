@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parameters_to_vector, prune, vector_to_parameters
 
+from partialnet_mm.checkpoint.pretrained import load_pretrained
 from partialnet_mm.models import MergedBlock, PartialNet, PartialNetBlock, merge_model
 from partialnet_mm.models._layers import PointwiseConv2d
 from tests.helpers.networks import ALL, random_loss, relative_error
@@ -132,9 +133,26 @@ def test_only_norms_of_returned_feature_maps_remain(out_indices, norms, tiny_arc
     model.switch_to_deploy()
     assert sum(isinstance(module, _BatchNorm) for module in model.modules()) == norms
     names = dict(model.named_parameters())
-    assert not any('layer_scale' in name or 'logit_conv' in name for name in names)
-    assert names['stages.0.0.mlp.conv2.weight'].shape == (17, 32, 1, 1)
+    assert not any('layer_scale' in name for name in names)
+    assert names['stages.0.0.mlp.conv2.weight'].shape == (16, 32, 1, 1)
+    assert names['stages.0.0.spatial_attention.logit_conv.weight'].shape == (1, 32, 1, 1)
     assert names['stages.0.0.spatial_attention.shift'].shape == (1, 8, 1, 1)
+
+
+def test_merged_checkpoints_of_version_0_1_are_read(merged, tmp_path, tiny_arch):
+    """They have the logit of PAT_sp as the last channel of the convolution before it."""
+    old = merged.state_dict()
+    for name in [name for name in old if 'logit_conv' in name]:
+        conv2 = name.replace('spatial_attention.logit_conv', 'mlp.conv2')
+        old[conv2] = torch.cat((old[conv2], old.pop(name)))
+    assert old['stages.0.0.mlp.conv2.weight'].shape == (17, 32, 1, 1)
+    torch.save(dict(state_dict=old), tmp_path / 'old.pth')
+    models = [PartialNet(tiny_arch, out_indices=ALL, deploy=True) for _ in range(2)]
+    models[0].load_state_dict(old, strict=True)
+    load_pretrained(models[1], str(tmp_path / 'old.pth'))
+    x = torch.randn(1, 3, 64, 64)
+    for model in models:
+        assert all(map(torch.equal, model.eval()(x), merged(x)))
 
 
 @pytest.mark.parametrize('arch', ['t0', 's', 'l'])

@@ -147,8 +147,9 @@ def test_spatial_attention_folds_into_the_convolution_before(channels, bias, lay
     weight, bias, shift = layer.fold_into(*weight_and_bias(conv), None if scale is None else scale.double())
     assert weight.shape == (channels + 1, 9, 1, 1)
     assert weight.dtype == bias.dtype == shift.dtype == torch.float64
-    before = F.conv2d(x, weight.float(), bias.float())
-    torch.testing.assert_close(MergedSpatialAttention(shift, torch.float32)(before), expected, rtol=1e-5, atol=1e-5)
+    before, logit_conv = F.conv2d(x, weight[:-1].float(), bias[:-1].float()), nn.Conv2d(9, 1, 1)
+    logit_conv.load_state_dict(dict(weight=weight[-1:], bias=bias[-1:]))
+    torch.testing.assert_close(MergedSpatialAttention(logit_conv, shift)(before, x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_channel_attention_leaves_its_output_norm_to_the_next_layer(randomize_norms):
