@@ -203,9 +203,9 @@ class CocoFile:
         self.problems.setdefault(kind, {})[len(self.ids)] = text
 
     def _annotation(self, entry: dict) -> None:
-        lacking = [key for key in ('id', 'image_id', 'category_id') if key not in entry]
+        lacking = [key for key in ('id', 'image_id', 'category_id') if isinstance(entry.get(key, []), (list, dict))]
         if lacking:
-            self._problem('annotation incomplete', f'it has no {", ".join(lacking)}')
+            self._problem('annotation incomplete', f'it needs {", ".join(lacking)}')
         box = entry.get('bbox')
         try:
             if len(box) != 4:
@@ -300,7 +300,7 @@ class CocoFile:
             return UNUSABLE
         try:
             height, width = size
-            total = sum(counts) if isinstance(counts, list) else _rle_total(counts)
+            total = sum(counts) if isinstance(counts, list) else rle_total(counts)
             right = total == height * width and (isinstance(counts, str) or min(counts) >= 0)
         except (TypeError, ValueError):
             right = False
@@ -323,7 +323,7 @@ def _key(value: Any) -> Any:
     return None if isinstance(value, (list, dict)) else value
 
 
-def _rle_total(counts: str) -> int:
+def rle_total(counts: str) -> int:
     """The number of pixels in COCO's compressed runs: groups of 5 bits, each run minus the one before the last."""
     codes = np.frombuffer(counts.encode('ascii'), np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:

@@ -214,6 +214,7 @@ class _ConfigChecks:
                     'decode_head', 'auxiliary_head'), self.images, self.files))
             else:
                 found = list(check_image_folder(dataset, load, self._outputs('head'), self.images, self.files))
+                found += self._check_mixed_labels() if split == 'train' and dataset.with_label else []
                 if dataset.with_label and dataset.metainfo.get('classes'):
                     self.classes[f'{split}: {dataset.img_prefix}'] = tuple(dataset.metainfo['classes'])
         return found + self._check_channels(load, bool(coco), leaf)
@@ -276,12 +277,25 @@ class _ConfigChecks:
                 yield Finding('number of classes', dataset.ann_file, f'model {name}', f'num_classes is {count}, but '
                               f'the data set has {len(classes)} classes: {list(classes)}')
 
+    def _model(self, key: str) -> dict:
+        """A dict of the model's config, or of the config itself; empty if there is none."""
+        model = self.cfg.get('model')
+        found = (model.get(key) if isinstance(model, dict) else None) or self.cfg.get(key)
+        return found if isinstance(found, dict) else {}
+
+    def _check_mixed_labels(self) -> list[Finding]:
+        """Mixup and CutMix make vectors of labels, as long as the preprocessor says."""
+        given, outputs = self._model('data_preprocessor'), self._outputs('head')
+        count = given.get('num_classes')
+        mixes = given.get('to_onehot') or given.get('batch_augments') or self._model('train_cfg').get('augments')
+        if not mixes or not count or not outputs or count == outputs:
+            return []
+        return [Finding('number of classes', 'model', 'data_preprocessor', f'num_classes is {count}, but that of the '
+                        f'head is {outputs}')]
+
     def _check_channels(self, load: _Loader, strict: bool, leaf: dict) -> list[Finding]:
         """mmdet needs as many channels as its preprocessor has means; the others spread one channel."""
-        model = self.cfg.get('model')
-        preprocessor = (model.get('data_preprocessor') if isinstance(model, dict) else None) \
-            or self.cfg.get('data_preprocessor')
-        means = preprocessor.get('mean') if isinstance(preprocessor, dict) else None
+        means = self._model('data_preprocessor').get('mean')
         changed = any('Gray' in _type_name(step['type']) or not _is_of_host(step['type'])
                       for step in dicts_with(leaf.get('pipeline'), 'type'))
         if not isinstance(means, (list, tuple)) or len(means) == 1 or changed:
