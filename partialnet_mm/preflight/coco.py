@@ -47,7 +47,7 @@ class CocoCheck(NamedTuple):
     images: dict[Any, Any]  # file names by id
 
 
-def check_coco(ann_file: str,
+def check_coco(ann_file: str | CocoFile,
                image_folder: str,
                classes: Sequence[str] | None = None,
                masks: bool = True,
@@ -55,7 +55,7 @@ def check_coco(ann_file: str,
     """Checks an annotation file and its images, for training and for measuring.
 
     Args:
-        ann_file: The annotation file.
+        ann_file: The annotation file, or what :func:`read_coco` has read of it.
         image_folder: Folder that the images' file names are relative to.
         classes: Classes that the training uses, None for all of the file. Defaults to None.
         masks: Whether the training needs masks. Defaults to True.
@@ -66,7 +66,7 @@ def check_coco(ann_file: str,
         Errors and notes.
     """
     use = CocoUse(masks=masks, metrics=('bbox', 'segm') if masks else ('bbox', ))
-    content = read_coco(ann_file)
+    content = read_coco(ann_file) if isinstance(ann_file, str) else ann_file
     if isinstance(content, Finding):
         return [content]
     return check_coco_file(content, image_folder, classes, use, images, Files()).findings
@@ -160,9 +160,12 @@ class _Checks:
             if ids[key] > 1 and (self.classes is None or name in self.classes):
                 yield self._finding('category id twice', f'categories[{index}]',
                                     f'{name!r} has the id {key!r} of another category')
+        used = set(self.content.category_ids)
+        beyond = set(list(self.labels)[len(self.classes or set(self.labels.values())):]) & used
         for name, count in names.items():
             if count > 1 and (self.classes is None or name in self.classes):
-                yield self._finding('category name twice', f'category {name!r}', f'{count} categories have this name')
+                yield self._finding('category name twice', f'category {name!r}', f'{count} categories have this name: '
+                                    f'mmdet gives each a label, {len(self.labels)} in all', note=not beyond)
         missing = [name for name in self.classes or () if name not in names]
         if missing:
             yield self._finding('class without category', 'categories',
