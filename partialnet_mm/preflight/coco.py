@@ -154,12 +154,13 @@ class _Checks:
     def _check_categories(self) -> Iterator[Finding]:
         if not (self.use.learns or self.use.metrics or self.use.writes):
             return
-        ids = Counter(key for key, *_ in self.content.categories)
         names = Counter(name for _, name, _ in self.content.categories if isinstance(name, str))
+        first: dict[Any, Any] = {}
         for index, (key, name, _) in enumerate(self.content.categories):
-            if ids[key] > 1 and (self.classes is None or name in self.classes):
+            if key in first and key in self.labels:
                 yield self._finding('category id twice', f'categories[{index}]',
-                                    f'{name!r} has the id {key!r} of another category')
+                                    f'{name!r} has the id {key!r} of {first[key]!r}')
+            first.setdefault(key, name)
         used = set(self.content.category_ids)
         beyond = set(list(self.labels)[len(self.classes or set(self.labels.values())):]) & used
         for name, count in names.items():
@@ -249,6 +250,9 @@ class _Checks:
         label_known = np.array([key in self.labels for key in content.category_ids], bool)
         self.kept = kept = self._kept(owner[has_image & label_known])
         in_use = has_image & np.isin(owner, kept)
+        if not len(kept) and content.images:
+            yield self._finding('no images', 'images', f'the filter of the data set, {dict(use.filter_cfg or {})}, '
+                                'leaves none')
         yield from self._check_ids(has_image)
         if not use.learns and not use.metrics and not (has_image & ~content.ignored).any():
             return
@@ -256,13 +260,13 @@ class _Checks:
         # What CocoDataset reads of every object on loading
         read = has_image & ~content.ignored
         sizes = self._sizes()
-        unsized = np.isnan(sizes[:-1]).any(1)
-        needed = np.zeros(len(unsized), bool)
-        needed[owner[read]] = True
-        if use.filter_cfg is not None:
-            needed[:] = True
+        with_objects = np.zeros(len(content.images), bool)
+        with_objects[owner[read]] = True
         complete = np.array([not image[4] for image in content.images], bool)
-        yield from listed('image size impossible', self.file, np.flatnonzero(unsized & needed & complete).tolist(),
+        impossible = ~(sizes[:-1] > 0).all(1) & with_objects
+        if use.filter_cfg is not None:  # which compares all sizes
+            impossible |= np.isnan(sizes[:-1]).any(1)
+        yield from listed('image size impossible', self.file, np.flatnonzero(impossible & complete).tolist(),
                           self._image_where, lambda i: 'width {!r}, height {!r}'.format(*content.images[i][2:4]))
         yield from self._problems('box malformed', read)
         left, top, width, height = content.boxes.T
@@ -287,7 +291,7 @@ class _Checks:
         loaded = boxes & ~content.ignored & ~dropped  # what the pipeline gets
         learned = plain & ~dropped
         if use.learns or use.metrics or use.masks:
-            ending = self._ending(dropped[plain].sum())
+            ending = self._consequence()
             relative = plain.any() and (content.boxes[plain] <= 1.5).all()
             for kind, rows, text in (('box negative', negative, 'has a negative size; is it [x1, y1, x2, y2]?'),
                                      ('box tiny', tiny, 'has no pixel'),
@@ -299,7 +303,7 @@ class _Checks:
             far = (learned & (part < 0.5)).sum() > MOST * max(1, learned.sum())
             yield from self._rows('box outside', outside, lambda row: (
                 f'bbox {self._box(row)} leaves the image; the image is {across[row]:g} x {down[row]:g}'), note=not far)
-            yield from self._problems('iscrowd', has_image)
+            yield from self._problems('iscrowd', has_image & (content.crowd | bool(use.metrics)))
             yield from self._problems('iscrowd neither 0 nor 1', boxes, note=True)
             measures_masks = has_image & label_known if 'segm' in use.metrics else np.zeros(len(owner), bool)
             yield from self._check_masks(loaded & use.masks | measures_masks, sizes[owner])
@@ -328,12 +332,13 @@ class _Checks:
         if use.metrics:
             yield from self._check_measured(has_image & label_known)
         if use.learns:
-            yield from self._check_images_without(kept, owner, boxes)
+            yield from self._check_images_without(owner, boxes)
 
-    def _ending(self, many: int) -> str:
-        trained = ': mmdet does not train it' if self.use.learns else ''
-        measured = ', and its metric counts it as missed' if self.use.learns else ': the metric counts it as missed'
-        return trained + measured * bool(self.use.metrics)
+    def _consequence(self) -> str:
+        """What becomes of an object that mmdet leaves out."""
+        parts = ['mmdet does not train it'] * self.use.learns + ['the metric counts it as missed'] * bool(
+            self.use.metrics)
+        return ': ' * bool(parts) + ', '.join(parts)
 
     def _reasons(self, reasons: dict[str, np.ndarray], relative: bool) -> str:
         counts = [f'{rows.sum()} are {name}' for name, rows in reasons.items() if rows.any()]
@@ -414,7 +419,7 @@ class _Checks:
         if 'segm' in self.use.metrics:
             yield from self._problems('mask not measurable', measured)
 
-    def _check_images_without(self, kept: np.ndarray, owner: np.ndarray, boxes: np.ndarray) -> Iterator[Finding]:
+    def _check_images_without(self, owner: np.ndarray, boxes: np.ndarray) -> Iterator[Finding]:
         crowd = self.content.crowd
         plain = set(owner[boxes & ~crowd].tolist())
         crowds = set(owner[boxes & crowd].tolist()) - plain
@@ -423,9 +428,6 @@ class _Checks:
             if found:
                 names = [self.content.images[i][1] for i in found[:3]]
                 yield self._finding(kind, 'images', f'{len(found)} of {len(self.image_index)}, first {names}', True)
-        if not len(kept) and self.content.images:
-            yield self._finding('no images', 'images', f'the filter of the data set {dict(self.use.filter_cfg or {})} '
-                                'leaves none')
 
     # Files
 
@@ -447,22 +449,22 @@ class _Checks:
                                   lambda path: path, lambda path: 'the file does not exist')
             entries = [image for image, path in zip(entries, paths) if self.files.exists(path)]
         turned = []
-        for _, name, width, height, _ in sample(entries, self.sampled):
+        for key, name, width, height, _ in sample(entries, self.sampled):
             path = os.path.join(self.image_folder, name)
             if self.files is not None:
                 self.files.reads(path)
                 if width == height and orientation(path) != 1 or orientation(path) in (2, 3, 4):
                     turned.append(path)
             size = (width, height) if _is_number(width) and _is_number(height) else None
-            yield from self._check_size(path, size)
+            yield from self._check_size(path, size, dict(img_id=key, instances=[]))
         if turned:
             yield Finding('image turned', self.file, '', f'{len(turned)} images have an EXIF orientation, first '
                           f'{turned[0]}; their size does not show whether the annotations obey it', note=True)
 
-    def _check_size(self, path: str, size: tuple | None) -> Iterator[Finding]:
+    def _check_size(self, path: str, size: tuple | None, info: dict) -> Iterator[Finding]:
         """An image, of a size that differs by rounding where no mask depends on it."""
         loaded: dict[str, Any] = {}
-        for finding in check_image(path, size, self.load, loaded):
+        for finding in check_image(path, size, self.load, loaded, info):
             if finding.kind == 'image size':
                 height, width = loaded['img'].shape[:2]
                 masks = 'segm' in self.use.metrics or self.use.masks and self.content.rle_sizes

@@ -123,6 +123,7 @@ class _Loader:
 
     def __init__(self, steps: Sequence[Callable]) -> None:
         self.steps, self.channels = steps, set()
+        self.foreign = bool(steps) and not _is_of_host(type(steps[0]))
 
     def __call__(self, results: dict) -> dict | None:
         for step in self.steps:
@@ -243,7 +244,7 @@ class _ConfigChecks:
         if done in self.done:
             return []
         self.done.append(done)
-        return [*self._check_heads(dataset, use), *check.findings]
+        return [*self._check_heads(dataset, learns or bool(metrics), masks), *check.findings]
 
     def _read(self, ann_file: str, backend_args: dict | None = None) -> CocoFile | Finding:
         if ann_file not in self.read:
@@ -266,14 +267,14 @@ class _ConfigChecks:
         return min((head['num_classes'] for _, head in self._heads(*names)
                     if isinstance(head.get('num_classes'), int)), default=None)
 
-    def _check_heads(self, dataset: Any, use: CocoUse) -> Iterator[Finding]:
+    def _check_heads(self, dataset: Any, labelled: bool, masks: bool) -> Iterator[Finding]:
         classes = dataset.metainfo.get('classes')
-        if classes is None or dataset.return_classes or not (use.learns or use.metrics or use.writes):
+        if classes is None or dataset.return_classes or not labelled:
             return  # with return_classes the model gets the names, and num_classes is the most that it takes
         for name, head in self._heads('bbox_head', 'mask_head'):
             count = head.get('num_classes')
             if isinstance(count, int) and count != len(classes) and not (
-                    name == 'mask_head' and (head.get('class_agnostic') or not use.masks)):
+                    name == 'mask_head' and (head.get('class_agnostic') or not masks)):
                 yield Finding('number of classes', dataset.ann_file, f'model {name}', f'num_classes is {count}, but '
                               f'the data set has {len(classes)} classes: {list(classes)}')
 

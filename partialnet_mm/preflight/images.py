@@ -17,7 +17,8 @@ ORIENTATION = 0x0112
 def check_image(path: str,
                 size: tuple[int, int] | None = None,
                 load: Callable[[dict], dict | None] | None = None,
-                loaded: dict[str, Any] | None = None) -> list[Finding]:
+                loaded: dict[str, Any] | None = None,
+                info: dict[str, Any] | None = None) -> list[Finding]:
     """Reads an image as a pipeline does; returns one finding, or none.
 
     Args:
@@ -26,6 +27,7 @@ def check_image(path: str,
         load: The steps of a pipeline that load an image, from and to mmcv's dict of results. Defaults to
             ``LoadImageFromFile()``.
         loaded: A dict that gets what the pipeline has loaded, for further checks. Defaults to None.
+        info: What the data set knows of the image besides its path. Defaults to None.
 
     Returns:
         An error if the image cannot be read, or has another size.
@@ -36,13 +38,15 @@ def check_image(path: str,
     length = os.path.getsize(path) if local else None
     if length == 0:
         return [Finding('image empty', path, '', 'the file has 0 bytes')]
-    given = dict(img_path=path, instances=[], seg_fields=[])
+    given = dict(info or {}, img_path=path)
     if size is not None:
         given.update(width=size[0], height=size[1])
     try:
         results = (load or LoadImageFromFile())(given)
     except Exception as error:  # each backend of mmcv raises other types
-        return [Finding('image broken', path, '', f'{length} bytes that do not decode: {shortened(error)}')]
+        # A loader of the user's own may ask for more than the check has.
+        return [Finding('image broken', path, '', f'{length} bytes that do not decode: {shortened(error)}',
+                        note=getattr(load, 'foreign', False))]
     if results is None:
         return [Finding('image broken', path, '', f'{length} bytes that do not decode; the pipeline skips the image',
                         note=True)]

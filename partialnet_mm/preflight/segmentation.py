@@ -46,7 +46,7 @@ def check_segmentation(dataset: Any, load: Callable[[dict], dict | None], load_l
     for info in chosen:
         files.reads(info['img_path'])
         loaded: dict[str, Any] = {}
-        found = check_image(info['img_path'], None, lambda given, info=info: load(dict(info)), loaded)
+        found = check_image(info['img_path'], None, load, loaded, info)
         if load_labels and loaded:
             files.reads(info['seg_map_path'])
             found += _check_labels(info['seg_map_path'], loaded, load_labels, dataset, learns, outputs, seen)

@@ -112,7 +112,7 @@ def host_outcome(cfg: Config) -> tuple[str, str]:
             return 'ends', f'{type(error).__name__}: {error}'
     if not learned:
         return 'nothing to learn', ''
-    return 'spoiled' if any(value < 0.999 for value in metrics.values()) else 'fine', str(metrics)
+    return 'spoiled' if not all(value >= 0.999 for value in metrics.values()) else 'fine', str(metrics)
 
 
 def _items(cfg: Config, split: str) -> tuple:
@@ -140,6 +140,7 @@ def _measure(cfg: Config, dataset, predictions: list[dict]) -> dict:
 def _detection(cfg: Config) -> tuple[int, dict]:
     learned, count = 0, cfg.model.roi_head.bbox_head.num_classes
     if cfg.get('train_dataloader'):
+        learned += 'LoadEmptyAnnotations' in str(cfg.train_dataloader)  # from images alone
         for sample in _items(cfg, 'train')[1]:
             labels = sample.gt_instances.labels
             learned += len(labels)
@@ -185,7 +186,7 @@ def _segmentation(cfg: Config) -> tuple[int, dict]:
         predictions.append(dict(pred_sem_seg=dict(data=labels.clamp(max=cfg.model.decode_head.num_classes - 1)),
                                 gt_sem_seg=dict(data=labels)))
     results = _measure(cfg, dataset, predictions)
-    return len(learned) - 1, {name: value / 100 for name, value in results.items() if name == 'aAcc'}
+    return max(0, len(learned) - 1), {name: value / 100 for name, value in results.items() if name == 'aAcc'}
 
 
 def _classification(cfg: Config) -> tuple[int, dict]:

@@ -2,12 +2,15 @@
 """The data of a config is found through its wrappers; folders of classes are checked."""
 import json
 
+import numpy as np
 import pytest
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from partialnet_mm.engine import PreflightHook, apply_own_data_settings
-from partialnet_mm.preflight import check_config, coco, image_folders, leaf_datasets
+from partialnet_mm.preflight import check_config, coco, errors_in, image_folders, leaf_datasets
 from tests.helpers.coco_data import write_coco_data
 from tests.helpers.libraries import ROOT
 
@@ -180,3 +183,20 @@ def test_leaves_and_folders():
     assert list(leaf_datasets(nested)) == [one, two] and list(leaf_datasets(one)) == [one]
     assert image_folders(nested) == ['a/b/', 'c/val']
     assert image_folders(dict(type='X', data_prefix='d')) == ['d'] and image_folders(dict(type='X')) == []
+
+
+@pytest.mark.parametrize('asks', ['img_path', 'what_only_training_has'])
+def test_a_loader_of_the_users_own_is_used(config, tmp_path, asks):
+    @TRANSFORMS.register_module(force=True)
+    class ReadRaw(BaseTransform):
+        def transform(self, results):
+            assert results[asks]
+            return dict(results, img=np.zeros((600, 800, 3), np.uint8))
+
+    for dataset in (config.train_dataloader.dataset.dataset, config.val_dataloader.dataset,
+                    config.test_dataloader.dataset):
+        dataset.pipeline[0] = dict(type='ReadRaw')
+    for image in (tmp_path / 'images').iterdir():
+        image.write_bytes(b'raw')
+    findings = check_config(config)
+    assert errors_in(findings) == [] and bool(findings) == (asks != 'img_path')

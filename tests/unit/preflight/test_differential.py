@@ -245,7 +245,6 @@ def scoped_types(data: Coco) -> None:
     data.cfg.val_evaluator.type = 'mmdet.CocoMetric'
 
 
-EXIF_REASON = 'mmdet trains, but on boxes that belong to the picture before its turn by EXIF'
 PIXELS_REASON = 'mmdet trains, but on boxes that belong to another size of the picture'
 
 COCO = dict(
@@ -343,6 +342,7 @@ COCO = dict(
     iscrowd_true=Row(each(iscrowd=False)),
     iscrowd_two=Row(one(iscrowd=2)),
     iscrowd_null=Row(one(iscrowd=None)),
+    iscrowd_null_train=Row(both(one(iscrowd=None), only('train'))),
     iscrowd_text=Row(one(iscrowd='0'), 'mmdet takes the text 0 for a crowd: it learns and measures nothing of the '
                      'object'),
     all_crowds=Row(each(iscrowd=1)),
@@ -387,7 +387,7 @@ COCO = dict(
     size_doubled_boxes=Row(both(image(width=WIDTH * 2, height=HEIGHT * 2), boxes_only), PIXELS_REASON),
     size_float=Row(image(width=float(WIDTH), height=float(HEIGHT))),
     exif_turned=Row(exif(6), quick=True),
-    exif_turned_boxes=Row(both(exif(6), boxes_only), EXIF_REASON),
+    exif_turned_boxes=Row(both(exif(6), boxes_only, one(bbox=[90, 10, 30, 30]))),
     exif_ignored=Row(both(exif(6), lambda data: data.load(color_type='color_ignore_orientation')), quick=True),
     exif_ignored_pillow=Row(both(exif(8), lambda data: data.load(
         color_type='color_ignore_orientation', imdecode_backend='pillow'))),
@@ -418,6 +418,7 @@ COCO = dict(
     metric_without_file=Row(lambda data: data.cfg.val_evaluator.update(ann_file=str(data.root / 'no.json'))),
     format_only=Row(format_only, quick=True),
     unlabeled=Row(unlabeled, quick=True),
+    unlabeled_without_filter=Row(both(unlabeled, filtered(filter_empty_gt=True)), quick=True),
     types_as_classes=Row(types_as_classes, quick=True),
     scoped_types=Row(scoped_types),
     no_validation=Row(only('train')),
