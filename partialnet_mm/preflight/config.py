@@ -142,6 +142,7 @@ class _ConfigChecks:
         self.cfg, self.images, self.files = cfg, images, files
         self.read: dict[str, CocoFile | Finding] = {}
         self.done: list[tuple] = []
+        self.with_heads: set[str] = set()  # annotation files whose classes were compared with the heads
         self.classes: dict[str, tuple] = {}  # by data set, the classes in the order of their labels
 
     def run(self, splits: Sequence[str]) -> list[Finding]:
@@ -269,8 +270,9 @@ class _ConfigChecks:
 
     def _check_heads(self, dataset: Any, labelled: bool, masks: bool) -> Iterator[Finding]:
         classes = dataset.metainfo.get('classes')
-        if classes is None or dataset.return_classes or not labelled:
+        if classes is None or dataset.return_classes or not labelled or dataset.ann_file in self.with_heads:
             return  # with return_classes the model gets the names, and num_classes is the most that it takes
+        self.with_heads.add(dataset.ann_file)
         for name, head in self._heads('bbox_head', 'mask_head'):
             count = head.get('num_classes')
             if isinstance(count, int) and count != len(classes) and not (
