@@ -274,6 +274,8 @@ class CocoFile:
             if length < 6 or length % 2:
                 if not number and length < 5:  # pycocotools takes the form of all from the first
                     self._problem('mask not measurable', f'its first polygon has {length} numbers')
+                elif polygon and isinstance(polygon[0], list):
+                    self._problem('mask not measurable', 'a polygon must be a list of numbers, not of points')
                 continue
             usable += 1
             try:

@@ -356,6 +356,8 @@ COCO = dict(
     mask_empty=Row(one(segmentation=[])),
     mask_flat=Row(mask(lambda m: m[0]), quick=True),
     mask_of_points=Row(mask(lambda m: [np.reshape(m[0], (-1, 2)).tolist()], 1)),
+    mask_of_an_odd_number_of_points=Row(one(segmentation=[
+        [[1, 1], [40, 1], [60, 20], [40, 50], [20, 60], [9, 50], [1, 9]]])),
     mask_of_two_points=Row(one(segmentation=[[1, 2, 30, 40]])),
     mask_of_two_points_train=Row(both(one(segmentation=[[1, 2, 30, 40]]), only('train')), quick=True),
     mask_odd=Row(mask(lambda m: [m[0][:-1]], 1)),
