@@ -102,6 +102,11 @@ def _type_name(kind: object) -> str:
     return str(getattr(kind, '__name__', kind)).split('.')[-1]
 
 
+def _loads_labels(name: str) -> bool:
+    """Whether a transform is LoadAnnotations or one like it; LoadEmptyAnnotations and FilterAnnotations are not."""
+    return 'Load' in name and 'Annotations' in name and 'Empty' not in name
+
+
 def _find(registry: Any, kind: object) -> Any:
     """The class of a type, None if it is not registered."""
     if not isinstance(kind, str):
@@ -195,8 +200,7 @@ class _ConfigChecks:
         steps = dataset.pipeline.transforms
         load = _Loader(steps)
         given = leaf.get('pipeline') or []
-        loads_labels = [step for step in dicts_with(given, 'type') if 'Annotations' in _type_name(step['type'])
-                        and 'Empty' not in _type_name(step['type'])]
+        loads_labels = [step for step in dicts_with(given, 'type') if _loads_labels(_type_name(step['type']))]
         learns = split == 'train' and bool(loads_labels)
         if coco:
             found = self._check_coco(dataset, leaf, load, loads_labels, learns, metrics, images, split)
@@ -211,7 +215,7 @@ class _ConfigChecks:
                 where = dataset.ann_file or dataset.data_prefix.get('img_path') or ''
                 return [Finding('data set refused', where, '', f'{kind.__name__} cannot read it: {shortened(error)}')]
             if segmentation:
-                labels = next((step for step in steps if 'Annotations' in type(step).__name__), None)
+                labels = next((step for step in steps if _loads_labels(type(step).__name__)), None)
                 found = list(check_segmentation(dataset, load, labels, learns, self._outputs(
                     'decode_head', 'auxiliary_head'), self.images, self.files))
             else:

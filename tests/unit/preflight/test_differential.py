@@ -226,6 +226,7 @@ def unlabeled(data: Coco) -> None:
     data.only('train')
     dataset = data.cfg.train_dataloader.dataset
     dataset.pipeline[1] = dict(type='LoadEmptyAnnotations')
+    dataset.pipeline.insert(2, dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1)))
     dataset.filter_cfg = dict(filter_empty_gt=False)
 
 
