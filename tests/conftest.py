@@ -39,6 +39,14 @@ def restored_state() -> Iterator[None]:
     CheckpointLoader._schemes = schemes
 
 
+@pytest.fixture(scope='session', autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Checks of data leave their records in a folder of the tests, also from processes that a test starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PARTIALNET_MM_CACHE', str(tmp_path_factory.mktemp('cache')))
+        yield
+
+
 @pytest.fixture(scope='module', autouse=True)
 def module_state() -> Iterator[None]:
     """The fixtures of a module change nothing for the next module."""

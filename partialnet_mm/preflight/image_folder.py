@@ -1,34 +1,58 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Checks of classification data: one folder per class."""
+"""Checks of classification data, mmpretrain's CustomDataset: folders of classes, or a list of images and labels."""
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from .findings import Finding
+from .files import Files
+from .findings import Finding, listed
 from .images import check_image, sample
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.webp')
 
 
-def check_image_folder(folder: str, num_classes: int | None = None, images: int | None = 200) -> list[Finding]:
-    """Checks a folder of class folders, such as ImageNet's; returns errors and notes.
+def check_image_folder(dataset: Any, load: Callable[[dict], dict | None], outputs: int | None, images: int | None,
+                       files: Files) -> Iterator[Finding]:
+    """Checks a data set that is fully initialized.
 
-    ``images`` is the number of images to decode, evenly spread over the folder, None for all.
+    Args:
+        dataset: A CustomDataset, with its data not serialized.
+        load: Loads an image as its pipeline does.
+        outputs: Number of classes that the model distinguishes, None if that is not known.
+        images: Number of images to decode, None for all.
+        files: Answers whether files exist.
+
+    Yields:
+        Errors and notes.
     """
-    if not os.path.isdir(folder):
-        return [Finding('image folder missing', folder, '', 'the folder does not exist')]
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    if not classes:
-        return [Finding('no classes', folder, '', 'it holds no folders; one for each class is needed')]
-    findings = []
-    if num_classes is not None and len(classes) != num_classes:
-        findings.append(Finding('number of classes', folder, '', f'it has {len(classes)} folders, but the model '
-                                f'distinguishes {num_classes} classes'))
-    paths = []
-    for name in classes:
-        found = [os.path.join(root, file) for root, _, files in os.walk(os.path.join(folder, name))
-                 for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
-        if not found:
-            findings.append(Finding('class without images', os.path.join(folder, name), '', 'it holds no image'))
-        paths += found
+    file = dataset.ann_file or dataset.img_prefix
+    infos = dataset.data_list
+    if not infos:
+        yield Finding('no images', file, '', 'it names no image')
+    paths = [info['img_path'] for info in infos]
+    if dataset.ann_file:
+        files.reads(dataset.ann_file)
+        missing = [path for path in paths if not files.exists(path)]
+        yield from listed('image missing', file, missing, str, lambda path: 'the file does not exist')
+        gone = set(missing)
+        paths = [path for path in paths if path not in gone]
+    else:
+        files.reads(dataset.img_prefix, *{os.path.dirname(path) for path in paths})
+    classes = dataset.metainfo.get('classes')
+    if dataset.with_label:
+        labels = {info['gt_label'] for info in infos}
+        known = outputs or (len(classes) if classes else None)
+        strange = sorted(label for label in labels if label < 0 or known is not None and label >= known)
+        if strange:
+            yield Finding('number of classes', file, '', f'it has the labels {strange[:10]}, but the model '
+                          f'distinguishes {known} classes, from 0')
+        if classes and outputs and outputs != len(classes) and not strange:
+            yield Finding('number of classes', file, '', f'it has {len(classes)} classes, but the model distinguishes '
+                          f'{outputs}', note=True)
+        empty = [name for i, name in enumerate(classes or ()) if i not in labels]
+        if empty:
+            yield Finding('class without images', file, '', f'{len(empty)} of {len(classes)} classes have no image, '
+                          f'first {empty[:3]}', note=True)
     for path in sample(paths, images):
-        findings += check_image(path)
-    return findings
+        files.reads(path)
+        yield from check_image(path, None, load)

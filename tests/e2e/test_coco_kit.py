@@ -62,8 +62,8 @@ def truncate(root):
     (lambda root: (root / 'train2017' / '00003.jpg').unlink(), r'train2017 has 3 image files, COCO 2017 has 4'),
     (lambda root: (root / 'val2017' / '00001.jpg').write_bytes(b'\xff\xd8'), r'00001\.jpg: 2 bytes that do not decode'),
     (remove_annotation, r'val2017 has \d+ annotations, COCO 2017 has \d+'),
-    (truncate, r'instances_train2017\.json \(\d+ bytes\) is not in COCO format: JSONDecodeError'),
-    (lambda root: (root / 'annotations' / 'instances_val2017.json').unlink(), r'val2017\.json does not exist'),
+    (truncate, r'instances_train2017\.json, \w+\S*: .*may be truncated \(\d+ bytes\)'),
+    (lambda root: (root / 'annotations' / 'instances_val2017.json').unlink(), r'val2017\.json: .* does not exist'),
     (lambda root: (root / 'val2017.zip').write_bytes(b'PK'), r'val2017\.zip has MD5 \w+, the published one'),
 ], ids=['file', 'image', 'annotation', 'json', 'annotations', 'archive'])
 def test_damaged_data(coco, damage, message, monkeypatch, capsys):

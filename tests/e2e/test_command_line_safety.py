@@ -97,7 +97,7 @@ def test_broken_data_stops_before_training(tmp_path, data_options):
     wrong = [option for option in data_options if not option.startswith('model.head')]
     done = run(sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work', '--cfg-options', *wrong)
     assert done.returncode == 1
-    assert 'ERROR number of classes (2)' in done.stderr and '--skip-preflight' in done.stderr
+    assert 'ERROR number of classes (1)' in done.stderr and '--skip-preflight' in done.stderr
     assert not (tmp_path / 'work').exists()
 
 

@@ -6,7 +6,6 @@ deleted after unpacking.
 """
 import argparse
 import hashlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import wrap_file
 
-from partialnet_mm.preflight import check_coco, errors_in, format_findings
+from partialnet_mm.preflight import Finding, check_coco, errors_in, format_findings, read_coco
 
 #: Images, annotations and categories of each split's instances_<split>.json.
 SPLITS = {'train2017': dict(images=118287, annotations=860001, categories=80),
@@ -44,22 +43,20 @@ def check_archives(folder: Path) -> list[str]:
     return wrong
 
 
-def check_counts(root: Path, split: str) -> list[str]:
-    """Compares the counts of a split with the published ones; returns what is wrong."""
-    path = root / 'annotations' / f'instances_{split}.json'
-    if not path.is_file():
-        return [f'{path} does not exist']
-    try:
-        content = json.loads(path.read_bytes())
-        counts = {key: len(content[key]) for key in SPLITS[split]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        return [f'{path} ({path.stat().st_size} bytes) is not in COCO format: {type(error).__name__}: {error}']
-    folder = root / split
-    counts['image files'] = sum(entry.name.endswith('.jpg') for entry in os.scandir(folder)) if folder.is_dir() else 0
+def check_split(root: Path, split: str, images: int | None) -> list[str]:
+    """Compares the counts of a split with the published ones, then checks its data; returns what is wrong."""
+    path, folder = root / 'annotations' / f'instances_{split}.json', root / split
+    content = read_coco(str(path))
+    if isinstance(content, Finding):
+        return [str(content)]
+    counts = {'images': len(content.images), 'annotations': len(content.ids), 'categories': len(content.categories),
+              'image files': sum(entry.name.endswith('.jpg') for entry in os.scandir(folder)) if folder.is_dir() else 0}
     expected = dict(SPLITS[split], **{'image files': SPLITS[split]['images']})
     print(f'{split}: ' + ', '.join(f'{counts[key]} {key}' for key in expected))
-    return [f'{split} has {counts[key]} {key}, COCO 2017 has {expected[key]}' for key in expected
-            if counts[key] != expected[key]]
+    wrong = [f'{split} has {counts[key]} {key}, COCO 2017 has {expected[key]}' for key in expected
+             if counts[key] != expected[key]]
+    errors = [] if wrong else errors_in(check_coco(content, str(folder), images=images))
+    return wrong or ([format_findings(errors)] if errors else [])
 
 
 def main() -> int:
@@ -76,13 +73,7 @@ def main() -> int:
         parser.error(f"--images must be a positive number or 'all', got {args.images!r}")
     wrong = check_archives(args.archives or args.root)
     for split in SPLITS:
-        found = check_counts(args.root, split)
-        wrong += found
-        if not found:
-            errors = errors_in(check_coco(str(args.root / 'annotations' / f'instances_{split}.json'),
-                                          str(args.root / split),
-                                          images=None if args.images == 'all' else int(args.images)))
-            wrong += [format_findings(errors)] if errors else []
+        wrong += check_split(args.root, split, None if args.images == 'all' else int(args.images))
     print('\n'.join(['', 'WRONG:', *wrong]) if wrong else '\nCOCO 2017 is complete')
     return int(bool(wrong))
 

@@ -1,5 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Checks all data that a config names; exits with 1 where a training would fail or learn from wrong data."""
+"""Checks all data that a config names; exits with 1 where a training would fail or learn from wrong data.
+
+It reads the data even if it was checked before; trainings start at once while the data has not changed since.
+"""
 import argparse
 import sys
 
@@ -16,7 +19,7 @@ def main() -> int:
     if args.images != 'all' and not (args.images.isdigit() and int(args.images) > 0):
         parser.error(f"--images must be a positive number or 'all', got {args.images!r}")
     # Without splits, files that are missing are findings, reported with all others.
-    findings = check_config(load_config(parser, args), None if args.images == 'all' else int(args.images))
+    findings = check_config(load_config(parser, args), None if args.images == 'all' else int(args.images), cached=False)
     print(format_findings(findings))
     return int(bool(errors_in(findings)))
 

@@ -16,9 +16,12 @@ class PreflightHook(Hook):
     ``tools/train.py`` does so itself, before anything is built; this hook is
     for other tools: ``custom_hooks = [dict(type='PreflightHook')]``.
 
+    Data that was checked and has not changed since is not read again, see
+    :func:`~partialnet_mm.preflight.check_config`.
+
     Args:
-        images: Images of each data set to decode; None for
-            all. Defaults to 200.
+        images: Number of images of each data set to decode; None
+            for all. Defaults to 200.
     """
 
     # Before checkpoints are looked for and read.

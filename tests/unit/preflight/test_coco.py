@@ -1,12 +1,17 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Every kind of damage to a COCO data set is found, with its file and where in it."""
+import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coder
 
-from partialnet_mm.preflight import check_coco, errors_in, format_findings
+from partialnet_mm.preflight import check_coco, errors_in, format_findings, stop_on_errors
+from partialnet_mm.preflight.coco_file import CocoFile, rle_total
+from partialnet_mm.preflight.findings import LISTED
 from tests.helpers.coco_data import NAMES, REAL, write_coco_data
 
 
@@ -78,13 +83,12 @@ def save_rotated(data):
         image.save(path, exif=exif)
 
 
-IMAGE_A = 'annotations[0]'
 JSON = 'instances_train.json'
 # name: (damage, kind of the finding, where it must be named)
 DAMAGE = dict(
     no_annotations=(lambda data: annotations_of(data).unlink(), 'annotations missing', JSON),
     empty_annotations=(lambda data: annotations_of(data).write_text(''), 'annotations empty', JSON),
-    truncated_annotations=(lambda data: truncate(annotations_of(data), 0.5), 'annotations not JSON', 'line 1, column'),
+    truncated_annotations=(lambda data: truncate(annotations_of(data), 0.5), 'annotations not JSON', 'annotations['),
     binary_annotations=(lambda data: annotations_of(data).write_bytes(b'\xff\xfe{}'), 'annotations not JSON', 'byte 0'),
     a_list=(lambda data: annotations_of(data).write_text('[]'), 'annotations not COCO', 'holds a list'),
     no_categories=(lambda data: change(data, lambda c: c.pop('categories')), 'annotations not COCO', 'categories'),
@@ -103,7 +107,7 @@ DAMAGE = dict(
     image_size_text=(set_image(width='800'), 'image size impossible', "width '800'"),
     image_size_wrong=(set_image(width=801), 'image size', 'but 801 x 600 in the annotations'),
     image_rotated=(save_rotated, 'image size', 'in the annotations'),
-    annotation_without_box=(drop('annotations', 'bbox'), 'annotation incomplete', IMAGE_A),
+    annotation_without_box=(drop('annotations', 'bbox'), 'box malformed', 'it has no bbox'),
     annotation_id_twice=(repeat('annotations'), 'annotation id twice', 'annotation '),
     annotation_of_no_image=(set_annotation(image_id=12345), 'annotation without image', 'image 12345'),
     annotation_of_no_category=(set_annotation(category_id=99), 'annotation without category', 'category 99'),
@@ -113,15 +117,15 @@ DAMAGE = dict(
     box_negative=(set_annotation(bbox=[500, 400, -300, -200]), 'box negative', '-300'),
     box_without_pixels=(set_annotation(bbox=[10, 10, 0, 20]), 'box tiny', '[10, 10, 0, 20]'),
     box_outside=(set_annotation(bbox=[700, 10, 300, 20]), 'box outside', 'the image is 800 x 600'),
-    area_zero=(set_annotation(area=0), 'area', 'it is 0'),
+    area_zero=(set_annotation(area=0), 'area zero', 'its area is 0'),
     area_text=(set_annotation(area='big'), 'area', "'big'"),
-    iscrowd_two=(set_annotation(iscrowd=2), 'iscrowd', 'is 2'),
+    iscrowd_two=(set_annotation(iscrowd=2), 'iscrowd neither 0 nor 1', 'is 2'),
     mask_missing=(set_annotation(segmentation=[]), 'mask missing', 'annotation '),
-    mask_of_two_points=(set_annotation(segmentation=[[1, 2, 3, 4]]), 'mask malformed', 'has 4 numbers'),
-    mask_odd=(set_annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), 'mask malformed', 'has 7 numbers'),
+    mask_of_two_points=(set_annotation(segmentation=[[1, 2, 3, 4]]), 'mask not measurable', 'has 4 numbers'),
+    mask_odd=(set_annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), 'mask unusable', 'has 7 numbers'),
     mask_outside=(set_annotation(segmentation=[[0, 0, 900, 0, 900, 900]]), 'mask outside', 'x 0..900'),
-    mask_rle_size=(set_annotation(segmentation=dict(size=[800, 600], counts='abc')), 'mask size', '[800, 600]'),
-    mask_rle_sum=(set_annotation(segmentation=dict(size=[600, 800], counts=[5, 5])), 'mask malformed', '600 x 800'),
+    mask_rle_size=(set_annotation(segmentation=dict(size=[800, 600], counts=[480000])), 'mask size', '[800, 600]'),
+    mask_rle_sum=(set_annotation(segmentation=dict(size=[600, 800], counts=[5, 5])), 'mask malformed', '[600, 800]'),
     nothing_but_crowds=(lambda data: change(data, lambda c: [a.update(iscrowd=1) for a in c['annotations']]),
                         'nothing to learn', JSON),
     one_image_empty=(lambda data: change(data, lambda c: c.update(
@@ -135,7 +139,10 @@ DAMAGE = dict(
     image_empty=(lambda data: first_image(data).write_bytes(b''), 'image empty', '.jpg'),
     image_truncated=(lambda data: truncate(first_image(data), 0.6), 'image broken', '.jpg'),
     image_is_html=(lambda data: first_image(data).write_text('<html>'), 'image broken', '.jpg'))
-NOTES = ('box_without_pixels', 'area_zero', 'one_image_empty', 'one_image_of_crowds')
+# What mmdet handles, and no more than half of the objects
+NOTES = ('annotation_of_no_image', 'annotation_of_no_category', 'area_zero', 'box_negative', 'box_outside',
+         'box_without_pixels', 'category_name_twice', 'image_file_twice', 'iscrowd_two', 'mask_odd', 'mask_outside',
+         'one_image_empty', 'one_image_of_crowds')
 
 
 def check(data):
@@ -177,14 +184,76 @@ def test_a_report_shortens_what_repeats(data):
     assert report.count('leaves the image') == 5 and 'more' in report
 
 
-@pytest.mark.parametrize('annotations, note', [(999, False), (1000, True)])
-def test_one_box_outside_among_a_thousand_stops_nothing(tmp_path, annotations, note):
-    """Large data sets have such noise, and mmdet can train with it."""
-    Image.new('RGB', (40, 30)).save(tmp_path / 'a.png')
-    boxes = [[1, 1, 5, 5]] * (annotations - 1) + [[35, 1, 15, 5]]
-    (tmp_path / 'a.json').write_text(json.dumps(dict(
-        images=[dict(id=1, file_name='a.png', width=40, height=30)], categories=[dict(id=1, name='thing')],
-        annotations=[dict(id=i, image_id=1, category_id=1, bbox=box, area=25) for i, box in enumerate(boxes)])))
-    finding, = check_coco(str(tmp_path / 'a.json'), str(tmp_path), masks=False)
-    assert finding.kind == 'box outside' and f'annotation {annotations - 1} ' in finding.where
-    assert finding.note is note
+def test_a_polygon_is_read_in_every_writing(data):
+    """Masks of large files are not parsed, but looked at in the text."""
+    plain = check(data)
+    path = annotations_of(data)
+    content = json.loads(path.read_text())
+    for text in (json.dumps(content, indent=2), json.dumps(content, separators=(',', ':')),
+                 json.dumps(dict(reversed(content.items())))):
+        path.write_text(text)
+        assert check(data) == plain == []
+
+
+@pytest.mark.parametrize('parsed', [0, 20000])
+def test_masks_beyond_those_that_are_parsed(data, parsed, monkeypatch):
+    monkeypatch.setattr('partialnet_mm.preflight.coco_file.PARSED', parsed)
+    path = annotations_of(data)
+    change(data, lambda content: content['annotations'][5].update(
+        segmentation=[content['annotations'][5]['segmentation'][0], [1, 2, 3, 4]]))
+    assert check(data) == []
+    change(data, lambda content: content['annotations'][5].update(segmentation=[[1, 2, 3, 4, 5]]))
+    assert {finding.kind for finding in check(data)} == {'mask unusable'}
+    path.write_text(path.read_text().replace('[1, 2, 3, 4, 5]', '[1, 2, 3, 4, , 5]'))
+    assert [(finding.kind, finding.where) for finding in check(data)] == [
+        ('annotations not JSON', 'annotations[5]')] * bool(parsed)  # the others have the right characters and number
+
+
+def test_a_window_of_the_file_may_end_anywhere(data, monkeypatch):
+    """Each read gives one byte, so that every object is cut at every position."""
+    class OneByte(io.BytesIO):
+        name = str(annotations_of(data))
+
+        def read(self, size=-1):
+            return super().read(1)
+
+    change(data, lambda content: content.update(annotations=content['annotations'][:2], info='\u732b'))
+    text = annotations_of(data).read_text()
+    monkeypatch.setattr('builtins.open', lambda path, mode: OneByte(text.encode()))
+    content = CocoFile(OneByte.name)
+    monkeypatch.undo()
+    expected = json.loads(text)
+    assert content.ids == [a['id'] for a in expected['annotations']]
+    assert content.boxes.tolist() == [a['bbox'] for a in expected['annotations']]
+    assert [image[1] for image in content.images] == [image['file_name'] for image in expected['images']]
+    assert content.extents.tolist() == [[x, y, x + w, y + h] for x, y, w, h in content.boxes.tolist()]
+
+
+def test_the_pixels_of_a_compressed_mask_are_counted():
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(1, 90, (60, 2)):
+        mask = np.zeros((height, width), np.uint8)
+        mask[height // 3:height // 2 + 1, width // 3:] = 1
+        for pixels in (mask, (rng.random((height, width)) < 0.3).astype(np.uint8)):
+            counts = coder.encode(np.asfortranarray(pixels))['counts'].decode()
+            assert rle_total(counts) == height * width
+    for damaged in ('', 'abc', ' ', 'o' * 30):
+        with pytest.raises(ValueError):
+            rle_total(damaged)
+
+
+@pytest.mark.parametrize('outside, note', [(7, True), (24, False)])
+def test_some_boxes_outside_are_noise_and_most_are_a_mistake(data, outside, note):
+    change(data, lambda content: [a.update(bbox=[750, 10, 300, 20]) for a in content['annotations'][:outside]])
+    found = [finding for finding in check(data) if finding.kind == 'box outside']
+    assert len(found) == outside and {finding.note for finding in found} == {note}
+
+
+def test_findings_are_counted_beyond_those_that_are_listed(data):
+    change(data, lambda content: content.update(annotations=[
+        dict(content['annotations'][0], id=i, iscrowd='no') for i in range(1, 201)]))
+    found = [finding for finding in check(data) if finding.kind == 'iscrowd']
+    assert len(found) == LISTED + 1 and found[-1].count == 150
+    assert 'ERROR iscrowd (200)' in format_findings(found) and 'and 195 more' in format_findings(found)
+    with pytest.raises(ValueError, match='200 errors in the data'):
+        stop_on_errors(found)
