@@ -24,6 +24,7 @@ from partialnet_mm.engine.runners.command_line import (
     require_fit,
 )
 from partialnet_mm.engine.runners.own_data import is_own_data_config
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import merge_model
 from partialnet_mm.preflight.image_folder import EXTENSIONS
 from partialnet_mm.preflight.images import check_image
@@ -33,7 +34,7 @@ Prediction = tuple[dict, 'np.ndarray | None', np.ndarray]
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file; with --trust-checkpoint also an address')
     parser.add_argument('images', nargs='+', help='image files, or folders, which are searched with all subfolders')
@@ -166,6 +167,7 @@ def write(files: tuple[Path, Path, Path], prediction: Prediction) -> None:
     prediction_file.write_text(json.dumps(found))
 
 
+@command
 def main() -> None:
     parser, args = parse_args()
     cfg = load_config(parser, args)

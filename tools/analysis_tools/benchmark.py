@@ -37,6 +37,7 @@ from partialnet_mm.analysis.measure import (
 )
 from partialnet_mm.analysis.paper import Figure, read_figures
 from partialnet_mm.analysis.peers import MergedNorms, build_network, check_name, merge_network
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 
 NETWORKS = [f'{family}_{arch}' for arch in ('t0', 't1', 't2', 's', 'm', 'l') for family in ('partialnet', 'fasternet')]
 #: Peers that the paper's tables do not have.
@@ -73,7 +74,7 @@ def paper_rows() -> dict[str, list[Figure]]:
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('networks', nargs='*', default=NETWORKS,
                         help='partialnet_ARCH, a name of timm, torchvision:NAME, mmpretrain:NAME, a config file, or '
                         'mmdet:CONFIG for one that a library ships (default: the six variants, and FasterNet in the '
@@ -322,6 +323,7 @@ def draw_pictures(times: Times, networks: dict[str, Network], kind: str, args: a
              'Multiply-adds of one image at the size of each network in the paper, norms merged', args.flops_picture)
 
 
+@command
 def main() -> None:
     parser, args = parse_args()
     torch.set_num_threads(args.threads)

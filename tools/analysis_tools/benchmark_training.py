@@ -43,6 +43,7 @@ from partialnet_mm.analysis.measure import (
 )
 from partialnet_mm.analysis.peers import build_network, find_config
 from partialnet_mm.engine.hooks.train_resolution import PAPER_SIZES, TrainResolution
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import PartialNet
 
 #: What is appended to the name of a network whose blocks are computed again in the backward pass.
@@ -230,7 +231,7 @@ def sizes_of(config: Path) -> Sequence[int]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
 
     def add(name: str, batch: int, size: Size, schedule: tuple | None = None) -> argparse.ArgumentParser:
@@ -296,6 +297,7 @@ def check(args: argparse.Namespace) -> None:
         args.networks = [f'{name}{WITH_CP}' for name in ours] + args.networks
 
 
+@command
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)

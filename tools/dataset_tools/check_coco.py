@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import wrap_file
 
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.preflight import check_coco, errors_in, format_findings
 
 #: Images, annotations and categories of each split's instances_<split>.json.
@@ -62,8 +63,9 @@ def check_counts(root: Path, split: str) -> list[str]:
             if counts[key] != expected[key]]
 
 
+@command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('root', nargs='?', type=Path, default=Path('data/coco'),
                         help='folder with train2017, val2017 and annotations (default: data/coco)')
     parser.add_argument('--archives', type=Path, help='folder of the downloaded zip files (default: the root)')

@@ -1,14 +1,15 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Converts a checkpoint of the paper's official code into one of this project, or back."""
-import argparse
 
 from partialnet_mm.checkpoint import check_ending, read_checkpoint, write_checkpoint
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
 from partialnet_mm.converters.official_layout import from_official, to_official
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument('source', help='checkpoint to read')
     parser.add_argument('target', help='checkpoint to write: FILE.safetensors, or FILE.pth')
     parser.add_argument('--reverse', action='store_true', help="from this project's layout to the official one")
@@ -26,7 +27,7 @@ def main() -> None:
         converted = to_official(content, args.head_bias) if args.reverse else from_official(content)
         write_checkpoint(converted, args.target)
     except (OSError, ValueError) as error:
-        parser.exit(1, f'{args.source!r} was not converted: {" ".join(str(error).split())}\n')
+        parser.exit(2, f'{args.source!r} was not converted: {" ".join(str(error).split())}\n')
     backbone = ', '.join(f'{key}={value!r}' for key, value in converted['meta']['backbone'].items() if key != 'type')
     print(f'{args.target}: {len(converted["state_dict"])} tensors of PartialNet({backbone})')
     if isinstance(converted['meta']['backbone']['arch'], dict):
