@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
@@ -43,6 +42,7 @@ from partialnet_mm.analysis.measure import (
 )
 from partialnet_mm.analysis.peers import build_network, find_config
 from partialnet_mm.engine.hooks.train_resolution import PAPER_SIZES, TrainResolution
+from partialnet_mm.engine.runners.config_file import read_config
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import PartialNet
 
@@ -110,7 +110,7 @@ def train_backbone(name: str, args: argparse.Namespace) -> Step:
 def train_config(name: str, args: argparse.Namespace) -> Step:
     """The model and optimizer of a config of mmdet or mmpretrain."""
     MMLogger.get_instance('benchmark_training', log_level='WARNING')  # no report of each initialized weight
-    cfg = Config.fromfile(find_config(name.removesuffix(WITH_CP)))
+    cfg = read_config(find_config(name.removesuffix(WITH_CP)))
     cfg.model.backbone.init_cfg = None
     if name.endswith(WITH_CP):
         cfg.model.backbone.with_cp = True
@@ -225,7 +225,7 @@ def print_schedule(seconds: dict[str, float], args: argparse.Namespace) -> None:
 
 def sizes_of(config: Path) -> Sequence[int]:
     """The sizes that the config's TrainResolutionHook draws from, those of the paper where it names none."""
-    hooks = Config.fromfile(config).get('custom_hooks') or ()
+    hooks = read_config(config).get('custom_hooks') or ()
     found = [hook['sizes'] for hook in hooks if hook['type'] == 'TrainResolutionHook' and 'sizes' in hook]
     return found[0] if found else PAPER_SIZES
 
@@ -283,7 +283,7 @@ def check(args: argparse.Namespace) -> None:
         TrainResolution([args.fixed])
     for name in args.networks:
         if args.command == 'detectors':
-            scope = Config.fromfile(find_config(name)).get('default_scope')
+            scope = read_config(find_config(name)).get('default_scope')
             if scope != 'mmdet':
                 raise ValueError(f'{name} is not a config of mmdet: its default_scope is {scope!r}')
         elif args.command != 'resolutions':
@@ -293,7 +293,7 @@ def check(args: argparse.Namespace) -> None:
                                  f'{", ".join(PartialNet.arch_settings)}, and the names of timm')
     if getattr(args, 'with_cp', False):
         ours = [name for name in args.networks if name.startswith('partialnet_') or (
-            name.endswith('.py') and Config.fromfile(find_config(name)).model.backbone.type == 'PartialNet')]
+            name.endswith('.py') and read_config(find_config(name)).model.backbone.type == 'PartialNet')]
         args.networks = [f'{name}{WITH_CP}' for name in ours] + args.networks
 
 
