@@ -110,7 +110,7 @@ def train_backbone(name: str, args: argparse.Namespace) -> Step:
 def train_config(name: str, args: argparse.Namespace) -> Step:
     """The model and optimizer of a config of mmdet or mmpretrain."""
     MMLogger.get_instance('benchmark_training', log_level='WARNING')  # no report of each initialized weight
-    cfg = read_config(find_config(name.removesuffix(WITH_CP)))
+    cfg = read_config(str(find_config(name.removesuffix(WITH_CP))))
     cfg.model.backbone.init_cfg = None
     if name.endswith(WITH_CP):
         cfg.model.backbone.with_cp = True
@@ -283,7 +283,7 @@ def check(args: argparse.Namespace) -> None:
         TrainResolution([args.fixed])
     for name in args.networks:
         if args.command == 'detectors':
-            scope = read_config(find_config(name)).get('default_scope')
+            scope = read_config(str(find_config(name))).get('default_scope')
             if scope != 'mmdet':
                 raise ValueError(f'{name} is not a config of mmdet: its default_scope is {scope!r}')
         elif args.command != 'resolutions':
@@ -293,7 +293,7 @@ def check(args: argparse.Namespace) -> None:
                                  f'{", ".join(PartialNet.arch_settings)}, and the names of timm')
     if getattr(args, 'with_cp', False):
         ours = [name for name in args.networks if name.startswith('partialnet_') or (
-            name.endswith('.py') and read_config(find_config(name)).model.backbone.type == 'PartialNet')]
+            name.endswith('.py') and read_config(str(find_config(name))).model.backbone.type == 'PartialNet')]
         args.networks = [f'{name}{WITH_CP}' for name in ours] + args.networks
 
 

@@ -35,7 +35,7 @@ from partialnet_mm.analysis.look import (
 from partialnet_mm.analysis.measure import markdown_table, progress
 from partialnet_mm.analysis.trained_classifier import find_class, load_classifier, prepare, seen_box
 from partialnet_mm.engine.runners.command_line import KeyValues
-from partialnet_mm.engine.runners.config_file import read_config
+from partialnet_mm.engine.runners.config_file import config_errors, read_config
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.preflight import check_image
 from partialnet_mm.preflight.image_folder import EXTENSIONS
@@ -84,6 +84,13 @@ def find_images(given: Sequence[Path], most: int | None = None) -> list[str]:
     return chosen
 
 
+def load(config: str, checkpoint: str, args: argparse.Namespace) -> 'ImageClassificationInferencer':
+    """A network; raises a ValueError as load_classifier, and for what is wrong in the config."""
+    cfg = read_config(config, args.cfg_options)
+    with config_errors(config):
+        return load_classifier(cfg, checkpoint, args.device)
+
+
 def load_networks(args: argparse.Namespace) -> 'dict[str, ImageClassificationInferencer]':
     """The networks by name.
 
@@ -94,8 +101,7 @@ def load_networks(args: argparse.Namespace) -> 'dict[str, ImageClassificationInf
     names = args.names or [Path(config).stem for config, _ in pairs]
     if len(names) != len(pairs) or len(set(names)) < len(names):
         raise ValueError(f'--names must be {len(pairs)} different names, one for each network, got {names}')
-    return {name: load_classifier(read_config(config, args.cfg_options), checkpoint, args.device)
-            for name, (config, checkpoint) in zip(names, pairs)}
+    return {name: load(config, checkpoint, args) for name, (config, checkpoint) in zip(names, pairs)}
 
 
 def chosen_layers(model: nn.Module, inputs: Tensor, args: argparse.Namespace) -> list[MapLayer]:
@@ -213,7 +219,7 @@ def feature_maps(args: argparse.Namespace) -> None:
     if len(args.images) > 1 or args.images[0].is_dir():
         raise ValueError(f'one image file is drawn, got {" ".join(map(str, args.images))}')
     image, = find_images(args.images)
-    classifier = load_classifier(read_config(args.config, args.cfg_options), args.checkpoint, args.device)
+    classifier = load(args.config, args.checkpoint, args)
     inputs, model = prepare(classifier, [image]), classifier.model
     found = split_maps(model, args.layer, inputs) if args.layer else last_of_each_size(model, inputs)
     rows = []

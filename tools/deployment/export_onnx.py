@@ -166,7 +166,7 @@ def main() -> None:
         if args.deploy:
             merge_model(model)
     except (FileNotFoundError, ValueError) as error:
-        parser.exit(2, f'nothing was written: {error}\n')
+        raise ValueError(f'nothing was written: {error}') from error
     whole = cfg.default_scope == 'mmpretrain' and getattr(model, 'with_head', False) and not args.backbone
     network = (Logits(model) if whole else backbone).eval()
     outputs = ['logits'] if whole else [f'stage{i + 1}' for i in backbone.out_indices]
@@ -180,7 +180,7 @@ def main() -> None:
             try:
                 found = differences(exported, network, shapes)
             except ValueError as error:
-                parser.exit(2, f'nothing was written: {error}\n')
+                raise ValueError(f'nothing was written: {error}') from error
         for shape, difference in zip(shapes, found):
             print(f'{" x ".join(map(str, shape))}: largest difference {difference:.1e} of the largest value')
         if not all(difference < TOLERANCE for difference in found):

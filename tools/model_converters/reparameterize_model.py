@@ -47,7 +47,7 @@ def main() -> None:
                              f'more than {TOLERANCE:.0e}')
         write_checkpoint(merged, args.out)
     except (OSError, ValueError) as error:
-        parser.exit(2, f'{args.checkpoint!r}: nothing was written: {error}\n')
+        raise ValueError(f'{args.checkpoint!r}: nothing was written: {error}') from error
     if 'ema_state_dict' in content:
         print("the training averaged its weights (EMA): the averaged ones, which are the checkpoint's state_dict, were "
               'merged')

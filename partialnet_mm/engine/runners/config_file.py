@@ -54,10 +54,11 @@ def read_config(path: str, options: Mapping[str, Any] | None = None,
                  if frame.filename in files]
         where = f'config {lines[-1][0]!r}, line {lines[-1][1]}' if lines else f'config {path!r}'
         raise ConfigError(f'{where}: {describe(error)}') from error
-    for sentence in unknown_keys(cfg, options or {}):
-        warn(sentence)
+    sentences = list(unknown_keys(cfg, options or {}))
     _merge(cfg, options or {})
     _check_values(cfg, path)
+    for sentence in sentences:
+        warn(sentence)
     return cfg
 
 
@@ -239,7 +240,7 @@ def config_errors(path: str, start: StartHook | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, ConfigError):
         raise
     except Exception as error:
         if start is not None and start.started:
@@ -249,8 +250,8 @@ def config_errors(path: str, start: StartHook | None = None) -> Iterator[None]:
 
 def describe(error: BaseException) -> str:
     """An error of any library in one line, with its cause where the message is of no use without it."""
-    if isinstance(error, ImportError) and error.__cause__ is not None:
-        return f'custom_imports: {describe(error.__cause__)}'
+    if isinstance(error, ImportError) and isinstance(error.__context__, ImportError):
+        return describe(error.__context__)  # mmengine's own message is a list of folders
     words = ' '.join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     found = re.match(r'(\S+) is not in the (\S+)::(.+?) registry', words)
     if found:
