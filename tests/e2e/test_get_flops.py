@@ -108,7 +108,7 @@ def test_wrong_usage(monkeypatch, capsys, tmp_path, content, options, status, me
 
 def test_nothing_to_merge(monkeypatch, capsys):
     config = shipped_config('mmpretrain', 'mobilenet_v2/mobilenet-v2_8xb32_in1k.py')
-    assert run_main(monkeypatch, TOOL, config, '--deploy') == 1
+    assert run_main(monkeypatch, TOOL, config, '--deploy') == 2
     assert 'ImageClassifier cannot be merged: none of its modules has switch_to_deploy()' in capsys.readouterr().err
 
 

@@ -174,9 +174,9 @@ def test_bad_input(command, arguments, message, tmp_path, monkeypatch, capsys, t
     cv2.imwrite('a.png', np.full((64, 64, 3), 99, np.uint8))
     (tmp_path / 'broken.png').write_bytes(b'\x89PNG')
     (tmp_path / 'empty').mkdir()
-    assert run_main(monkeypatch, TOOL, command, *arguments, '--output', 'out.png') == 1
+    assert run_main(monkeypatch, TOOL, command, *arguments, '--output', 'out.png') == 2
     printed = capsys.readouterr().err
-    assert printed.startswith('nothing was drawn: ') and re.search(message, printed), printed
+    assert printed.startswith('look.py: nothing was drawn: ') and re.search(message, printed), printed
     assert not (tmp_path / 'out.png').exists()
 
 
@@ -199,7 +199,7 @@ def test_a_network_without_split(tiny, images, tmp_path, monkeypatch, capsys):
                                                  "model = dict(\n    backbone=dict(token_mixers='conv', "))
     torch.save(dict(state_dict=build_model(Config.fromfile(config)).state_dict()), checkpoint)
     output = tmp_path / 'x.png'
-    assert run_main(monkeypatch, TOOL, 'feature_maps', *tiny, images / 'a.png', '--output', output) == 1
+    assert run_main(monkeypatch, TOOL, 'feature_maps', *tiny, images / 'a.png', '--output', output) == 2
     assert 'no layer of this network splits its channels' in capsys.readouterr().err
     assert run_main(monkeypatch, TOOL, 'grad_cam', *tiny, images / 'a.png', '--output', output) == 0
     assert output.exists()
