@@ -37,7 +37,7 @@ def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config
     """The config of a command line, after all checks that need no model; tools/env/launch.py calls this, too."""
     if args.amp and not torch.cuda.is_available():
         parser.error('--amp needs a GPU, and torch sees none')
-    if args.resume not in (None, 'auto') and '://' not in args.resume and not os.path.isfile(args.resume):
+    if args.resume not in (None, 'auto') and '://' not in args.resume and not os.path.exists(args.resume):
         parser.error(f'--resume: checkpoint {args.resume!r} does not exist; without a name, --resume goes on from the '
                      'newest in the work folder')
     cfg = load_runner_config(parser, args, SPLITS)

@@ -21,6 +21,7 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner
 
 from ...checkpoint import CheckpointError
+from .user_errors import is_ours
 
 ENDINGS = ('.py', '.json', '.yaml', '.yml')
 #: Top-level keys that a runner or a tool reads, beside the arguments of the runner.
@@ -252,6 +253,8 @@ def describe(error: BaseException) -> str:
     """An error of any library in one line, with its cause where the message is of no use without it."""
     if isinstance(error, ImportError) and isinstance(error.__context__, ImportError):
         return describe(error.__context__)  # mmengine's own message is a list of folders
+    if isinstance(error, ValueError) and is_ours(error):
+        return str(error)
     words = ' '.join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     found = re.match(r'(\S+) is not in the (\S+)::(.+?) registry', words)
     if found:
@@ -263,7 +266,7 @@ def describe(error: BaseException) -> str:
         return f'the key {words!r} is missing'
     if len(words) > QUOTED:
         words = f'{words[:QUOTED]} ...'
-    return words if type(error) in (ValueError, ConfigError) else f'{type(error).__name__}: {words}'
+    return words if type(error) is ValueError else f'{type(error).__name__}: {words}'
 
 
 def _registered(name: str) -> Sequence[str]:

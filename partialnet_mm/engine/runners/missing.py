@@ -20,7 +20,7 @@ def require_checkpoints(cfg: Config) -> None:
     """Raises a MissingCheckpointError for a file that ``load_from``, or an ``init_cfg`` of any module, names."""
     own_data = cfg.get('checkpoint') if cfg.get('own_data') else None
     for key, file in [('load_from', cfg.get('load_from')), ('checkpoint', own_data), *_pretrained(cfg.model, 'model')]:
-        if isinstance(file, str) and '://' not in file and not os.path.isfile(os.path.expanduser(file)):
+        if isinstance(file, str) and '://' not in file and not os.path.exists(os.path.expanduser(file)):
             advice = '' if key == 'load_from' else (
                 '. Get it by pretraining with configs/pretrain, or start from random weights with a config for that: '
                 'configs/mask_rcnn/partialnet_t0_scratch.py, partialnet_s_scratch.py')
