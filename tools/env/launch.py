@@ -111,8 +111,8 @@ def main() -> None:
         rank, failure = error.get_first_failure()
         print(f'torchrun.sh: process {rank} was the first to fail, with status {failure.exitcode}', file=sys.stderr)
         sys.exit(1)
-    except SignalException as error:
-        sys.exit(128 + error.sigval)
+    except SignalException:
+        sys.exit(1)
 
 
 if __name__ == '__main__':
