@@ -177,8 +177,8 @@ def test_weights_that_are_not_finite(classifier, monkeypatch, capsys, tmp_path):
     (['missing.py', 'in.pth', 'out.pth'], 2, "config 'missing.py' does not exist"),
     (['{config}', 'missing.pth', 'out'], 2, "'out' must end in .safetensors or .pth"),
     (['{config}', '{config}', '{config}'], 2, 'must end in .safetensors or .pth'),
-    (['{config}', 'missing.pth', 'out.pth'], 1, "checkpoint 'missing.pth' does not exist"),
-    (['{config}', '{config}', 'out.pth'], 1, 'cannot be read'),
+    (['{config}', 'missing.pth', 'out.pth'], 2, "checkpoint 'missing.pth' does not exist"),
+    (['{config}', '{config}', 'out.pth'], 2, 'cannot be read'),
 ])
 def test_wrong_files(arguments, status, message, classifier, monkeypatch, capsys):
     arguments = [argument.format(config=classifier[0]) for argument in arguments]

@@ -2,6 +2,7 @@
 """What a user can get wrong on the command line of any tool is one sentence and status 2, without a traceback."""
 import re
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -171,11 +172,8 @@ def test_errors_of_others_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(sys, 'argv', [str(ROOT / 'tools/train.py')])
     with pytest.raises(ZeroDivisionError):
         command(lambda: 1 / 0)()
-    with pytest.raises(ValueError, match='raised here'):
-        @command
-        def main():
-            raise ValueError('raised here, in no file of this package')
-        main()
+    with pytest.raises(ValueError, match='Invalid literal'):
+        command(lambda: Fraction('a'))()
 
 
 def test_an_unknown_option_is_a_warning(tiny, monkeypatch, tmp_path, capsys):

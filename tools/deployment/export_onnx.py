@@ -165,7 +165,7 @@ def main() -> None:
         meta = load(model, args.checkpoint) if args.checkpoint else {}
         if args.deploy:
             merge_model(model)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, TypeError, ValueError) as error:
         raise ValueError(f'nothing was written: {error}') from error
     whole = cfg.default_scope == 'mmpretrain' and getattr(model, 'with_head', False) and not args.backbone
     network = (Logits(model) if whole else backbone).eval()

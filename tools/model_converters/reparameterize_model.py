@@ -46,7 +46,7 @@ def main() -> None:
             raise ValueError(f'the feature maps of the merged model differ by {difference:.1e} of their largest value, '
                              f'more than {TOLERANCE:.0e}')
         write_checkpoint(merged, args.out)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f'{args.checkpoint!r}: nothing was written: {error}') from error
     if 'ema_state_dict' in content:
         print("the training averaged its weights (EMA): the averaged ones, which are the checkpoint's state_dict, were "

@@ -42,7 +42,7 @@ def command(main: Callable[[], object]) -> Callable[[], object]:
         try:
             return main()
         except (ValueError, OSError) as error:
-            if '--debug' in sys.argv or not is_ours(error):
+            if '--debug' in sys.argv or not is_ours(error, main.__code__.co_filename):
                 raise
             if not is_first_process():
                 time.sleep(PATIENCE)  # the launcher ends this process once the first one has left
@@ -57,8 +57,8 @@ def is_first_process() -> bool:
     return os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0')) == '0'
 
 
-def is_ours(error: Exception) -> bool:
-    """Whether a file of this package or the script that runs raised an error."""
+def is_ours(error: Exception, script: str | None = None) -> bool:
+    """Whether a file of this package, or a script, raised an error."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    file = Path(frame.f_code.co_filename).resolve()
-    return PACKAGE in file.parents or file == Path(sys.argv[0]).resolve()
+    file = frame.f_code.co_filename
+    return file == script or PACKAGE in Path(file).resolve().parents
