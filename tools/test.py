@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from partialnet_mm.checkpoint import MissingCheckpointError
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
 from partialnet_mm.engine.runners.command_line import (
     add_config_arguments,
@@ -21,14 +22,17 @@ from partialnet_mm.engine.runners.command_line import (
     check_data,
     leave,
     load_runner_config,
-    one_sentence_errors,
 )
+from partialnet_mm.engine.runners.config_file import ConfigError, StartHook, config_errors
+from partialnet_mm.engine.runners.missing import type_name
+from partialnet_mm.engine.runners.tta import augment_test
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import merge_model
 from partialnet_mm.preflight import image_folders
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file; with --trust-checkpoint also an address')
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to this file')
@@ -39,6 +43,9 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
                         'of the test are never overwritten')
     parser.add_argument('--deploy', action='store_true',
                         help='merge the network after loading it: the same results, faster')
+    parser.add_argument('--tta', action='store_true',
+                        help='test-time augmentation: merge the predictions of several sizes of each image and of '
+                        "their mirror images, by the config's tta_model and tta_pipeline or tta_ratios")
     add_runner_arguments(parser)
     return parser, parser.parse_args()
 
@@ -58,9 +65,9 @@ def draw_predictions(cfg: Config, folder: str) -> None:
     """Makes the config's visualization hook draw into a folder; the option's name depends on the library."""
     hook = cfg.default_hooks.visualization
     folder = os.path.abspath(folder)
-    if hook.type == 'DetVisualizationHook':
+    if type_name(hook.type) == 'DetVisualizationHook':
         hook.update(draw=True, test_out_dir=folder)
-    elif hook.type == 'VisualizationHook':
+    elif type_name(hook.type) == 'VisualizationHook':
         hook.update(enable=True, out_dir=folder)
     else:
         hook.update(draw=True, interval=1)  # otherwise mmsegmentation 1.2 draws every 50th batch
@@ -92,40 +99,54 @@ def without_file_name(cfg: Config) -> Config:
     return Config({key: cfg[key] for key in cfg if isinstance(cfg[key], plain)})
 
 
-def main() -> None:
-    parser, args = parse_args()
-    cfg = load_runner_config(parser, args, splits=('test', ))
+def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
+    """The config of a command line, after all checks that need no model; tools/env/launch.py calls this, too."""
     if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
-        parser.error(f'checkpoint {args.checkpoint!r} does not exist')
+        raise MissingCheckpointError(f'checkpoint {args.checkpoint!r} does not exist')
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out must end in .pkl or .pickle, got {args.out!r}')
+    cfg = load_runner_config(parser, args, splits=('test', ))
     cfg.load_from = args.checkpoint
     cfg.resume = False  # it is True in the config that a resumed training saves in its work folder
+    if not cfg.get('test_dataloader'):
+        raise ConfigError(f'config {args.config!r} has no test_dataloader')
     # A test must not need other data than its own.
     for name in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'val_cfg', 'val_dataloader',
                  'val_evaluator'):
         cfg[name] = None
-    try:
-        if args.show_dir:
-            if 'visualization' not in cfg.get('default_hooks', {}):
-                raise ValueError(f'--show-dir: {args.config} has no default_hooks.visualization')
-            check_show_dir(cfg, args.show_dir, args.force)
-            draw_predictions(cfg, args.show_dir)
-            if args.launcher != 'none':
-                print_log('--show-dir: the main process draws its share of the images only; one process draws all',
-                          logger='current', level=logging.WARNING)
-        if args.out:
-            if not args.out.endswith(('.pkl', '.pickle')):
-                raise ValueError(f'--out must end in .pkl or .pickle, got {args.out!r}')
-            refuse_overwrite(args.out, (args.config, args.checkpoint), args.force)
-            dump_predictions(cfg, args.out)
-    except ValueError as error:
-        parser.error(str(error))
+    if args.show_dir:
+        if 'visualization' not in cfg.get('default_hooks', {}):
+            raise ConfigError(f'--show-dir: {args.config} has no default_hooks.visualization')
+        check_show_dir(cfg, args.show_dir, args.force)
+        draw_predictions(cfg, args.show_dir)
+    if args.out:
+        refuse_overwrite(args.out, (args.config, args.checkpoint), args.force)
+        dump_predictions(cfg, args.out)
     if not args.skip_preflight:
         check_data(parser, cfg, ('test', ))
+    return cfg
+
+
+def warn(sentence: str) -> None:
+    print_log(sentence, logger='current', level=logging.WARNING)
+
+
+@command
+def main() -> None:
+    parser, args = parse_args()
+    cfg = prepare(parser, args)
+    if args.show_dir and args.launcher != 'none':
+        warn('--show-dir: the main process draws its share of the images only; one process draws all')
+    if args.tta:
+        for sentence in augment_test(cfg):
+            warn(sentence)
     if args.deploy:
         # It would put averaged weights, which a test has loaded already, into the layers of the unmerged network.
-        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or () if hook.type != 'EMAHook']
-    with one_sentence_errors(parser):
+        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or () if type_name(hook.type) != 'EMAHook']
+    start = StartHook()
+    with config_errors(args.config, start):
         runner = build_runner(without_file_name(cfg), least_fit=1, trust_checkpoint=args.trust_checkpoint)
+        runner.register_hook(start)
         if args.deploy:
             runner.register_hook(MergeHook())
         metrics = runner.test()

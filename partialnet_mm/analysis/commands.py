@@ -20,13 +20,25 @@ def existing_file(text: str) -> Path:
     return Path(text)
 
 
+def any_device(text: str) -> str:
+    """A device that torch has on this machine, e.g. 'cpu', 'cuda' or 'cuda:1'."""
+    try:
+        kind, index = torch.device(text).type, torch.device(text).index
+    except RuntimeError:
+        kind, index = None, None
+    if kind not in ('cpu', 'cuda'):
+        raise ArgumentTypeError(f"must be 'cpu', 'cuda' or one GPU such as 'cuda:1', got {text!r}")
+    gpus = torch.cuda.device_count()
+    if kind == 'cuda' and (index or 0) >= gpus:
+        raise ArgumentTypeError(f'{text!r} is not on this machine: torch sees {gpus or "no"} GPU{"s" * (gpus > 1)}')
+    return text
+
+
 def device(text: str) -> str:
     """'cpu', or 'cuda' where there is a GPU."""
     if text not in ('cpu', 'cuda'):
         raise ArgumentTypeError(f"must be 'cpu' or 'cuda', got {text!r}")
-    if text == 'cuda' and not torch.cuda.is_available():
-        raise ArgumentTypeError('torch sees no GPU')
-    return text
+    return any_device(text)
 
 
 def output_file(text: str) -> Path:

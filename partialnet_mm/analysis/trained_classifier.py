@@ -1,7 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """A trained classifier with its test pipeline, for commands that look into it."""
 import difflib
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,17 +20,14 @@ if TYPE_CHECKING:
 BORDER = 0.1
 
 
-def load_classifier(config: str, checkpoint: str, cfg_options: dict | None = None,
-                    device: str = 'cpu') -> 'ImageClassificationInferencer':
+def load_classifier(cfg: Config, checkpoint: str, device: str = 'cpu') -> 'ImageClassificationInferencer':
     """mmpretrain's inferencer of a classifier's config, with the weights of a checkpoint that must hold every tensor.
 
+    ``cfg`` has been read from a file, which the errors name.
     Its ``model`` is in evaluation mode, ``preprocess`` is the config's test pipeline, and ``classes`` is None where the
     checkpoint names none. Afterwards mmengine's default scope is 'mmpretrain'.
     """
-    if not os.path.isfile(config):
-        raise FileNotFoundError(f'config {config!r} does not exist')
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(cfg_options or {})
+    config = cfg.filename
     if cfg.get('default_scope') != 'mmpretrain' or not cfg.get('model', {}).get('head'):
         raise ValueError(f'config {config!r} is of no classifier: it needs default_scope \'mmpretrain\' and a model '
                          f'with a head, got default_scope {cfg.get("default_scope")!r} and a model with '

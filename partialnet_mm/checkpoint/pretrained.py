@@ -59,6 +59,8 @@ def pretrained_cfg(init_cfg: dict | list[dict] | None) -> dict | None:
         raise ValueError("init_cfg of type 'Pretrained' takes checkpoint, which is needed, prefix and map_location; "
                          f'got {init_cfg!r}')
     options.pop('map_location', None)  # tensors are copied to the model wherever it is
+    if options.get('prefix') and not options['prefix'].endswith('.'):
+        options['prefix'] += '.'  # as mmengine does
     return options
 
 

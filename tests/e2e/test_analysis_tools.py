@@ -97,5 +97,5 @@ def test_results_stand_beside_the_papers(tmp_path, monkeypatch, capsys):
 ])
 def test_missing_results(tmp_path, monkeypatch, capsys, options, message):
     write_log(tmp_path / 'net', top1(10))
-    assert run_main(monkeypatch, TOOL, *(option.format(tmp_path) for option in options)) == 1
+    assert run_main(monkeypatch, TOOL, *(option.format(tmp_path) for option in options)) == 2
     assert message in capsys.readouterr().err

@@ -126,7 +126,7 @@ def test_resolutions_beside_a_fixed_one(rows):
     (('detectors', PRETRAIN, '--schedule', '9', '9', '0'), '--schedule: must be a number of at least 1, got 0'),
     (('resolutions', 'no.py'), "config 'no.py' does not exist"),
     (('resolutions', PRETRAIN, '--sizes', '100'), 'multiples of 32, from 32 up, got 100'),
-    pytest.param(('classifiers', '--device', 'cuda'), 'argument --device: torch sees no GPU',
+    pytest.param(('classifiers', '--device', 'cuda'), 'torch sees no GPU',
                  marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is one')),
 ])
 def test_wrong_options(options, message, monkeypatch, capsys):

@@ -75,7 +75,7 @@ def test_nothing_of_a_malicious_checkpoint_runs(tmp_path, data_options, tool, sa
         done = run(sys.executable, 'tools/test.py', CONFIG, tmp_path / 'bad.pth', *common)
     else:
         done = run(sys.executable, 'tools/train.py', CONFIG, *common, f'load_from={tmp_path / "bad.pth"}')
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert 'bad.pth' in done.stderr and '--trust-checkpoint' in done.stderr, done.stderr[-2000:]
     assert not trap.exists()
 
@@ -89,14 +89,14 @@ def test_the_trap_is_real(tmp_path):
 def test_an_address_needs_the_flag(tmp_path, data_options):
     done = run(sys.executable, 'tools/test.py', CONFIG, 'https://localhost:1/x.pth', '--work-dir', tmp_path,
                '--cfg-options', *data_options)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "'https://localhost:1/x.pth' is an address: download it" in done.stderr
 
 
 def test_broken_data_stops_before_training(tmp_path, data_options):
     wrong = [option for option in data_options if not option.startswith('model.head')]
     done = run(sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work', '--cfg-options', *wrong)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert 'ERROR number of classes (1)' in done.stderr and '--skip-preflight' in done.stderr
     assert not (tmp_path / 'work').exists()
 

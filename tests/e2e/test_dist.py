@@ -8,12 +8,16 @@ import sys
 
 import pytest
 import torch
+import torch.distributed.run
+from mmengine.config import Config
 from PIL import Image
 
+from partialnet_mm.engine.runners.command_line import CHECKED, check_data
+from partialnet_mm.engine.runners.config_file import ConfigError
+from partialnet_mm.engine.runners.missing import require_gpus
 from tests.helpers.libraries import ROOT
 from tests.helpers.tiny_models import write_config
-
-pytestmark = pytest.mark.two_processes
+from tests.helpers.tool_scripts import run_main
 
 
 @pytest.fixture(scope='module')
@@ -51,6 +55,7 @@ def classifier_options(root) -> list[str]:
     return options
 
 
+@pytest.mark.two_processes
 def test_pretraining_trains_and_tests_in_two_processes(image_folders, tmp_path):
     pytest.importorskip('mmpretrain')
     config = 'configs/pretrain/partialnet_t0_in1k.py'
@@ -72,11 +77,92 @@ def test_pretraining_trains_and_tests_in_two_processes(image_folders, tmp_path):
     assert re.search(r'accuracy/top1\s+\d', tested.stdout)
 
 
-def test_wrong_usage_keeps_its_status():
-    done = run_tool('tools/dist_train.sh', 'configs/pretrain/partialnet_t0_in1k.py', 2, '--bogus')
-    assert done.returncode == 2 and 'unrecognized arguments: --bogus' in done.stderr
+MISSING = "train.py: checkpoint 'work_dirs/partialnet_s_in1k/epoch_300.pth' does not exist; "
+CONFIG = 'configs/mask_rcnn/partialnet_s_1x.py'
 
 
+def test_a_missing_checkpoint_is_one_sentence_before_any_process_starts():
+    """The data is not looked at: it is missing here, too."""
+    done = run_tool('tools/dist_train.sh', CONFIG, 8)
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.startswith(MISSING) and len(done.stderr.splitlines()) == 1
+    assert 'model.backbone.init_cfg.checkpoint=FILE' in done.stderr and 'configs/pretrain' in done.stderr
+
+
+@pytest.fixture
+def launch(monkeypatch, capsys):
+    """Runs tools/env/launch.py in this process; returns its status, stderr, and how it called torchrun."""
+    def run(processes, script, *arguments):
+        started = []
+        monkeypatch.setattr(torch.distributed.run, 'main', started.append)
+        monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+        for name in ('PORT', 'RESTARTS', 'NNODES', 'NODE_RANK', 'MASTER_ADDR'):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(CHECKED, '')
+        status = run_main(monkeypatch, 'tools/env/launch.py', processes, script, *arguments)
+        return status, capsys.readouterr().err, started
+
+    return run
+
+
+@pytest.mark.parametrize('words, message', [
+    ('3 tools/train.py {config}', '3 processes need as many GPUs, and torch sees 2 on this machine'),
+    ('2 tools/train.py nowhere.py', "config 'nowhere.py' does not exist"),
+    ('2 tools/train.py {config} --bogus', 'unrecognized arguments: --bogus'),
+    ('2 tools/train.py {config} --cfg-options foo', "'foo' is not KEY=VALUE"),
+    ('2 tools/train.py {config} --resume nowhere.pth', "--resume: checkpoint 'nowhere.pth' does not exist"),
+    ('2 tools/train.py {config} --cfg-options load_from=nowhere.pth', "checkpoint 'nowhere.pth' does not exist"),
+    ('2 tools/train.py {config} --cfg-options model.neck.init_cfg.type=Pretrained '
+     'model.neck.init_cfg.checkpoint=nowhere.pth', 'by --cfg-options model.neck.init_cfg.checkpoint=FILE'),
+    ('2 tools/train.py {config} --cfg-options train_dataloader.dataset.data_root={tmp}/none',
+     "none/train' of train_dataloader"),
+    ('2 tools/train.py {config} --cfg-options val_dataloader.dataset.data_root={tmp}/none',
+     "none/val' of val_dataloader. If it is elsewhere: .*without validation: val_cfg=None"),
+    ('2 tools/test.py {config} nowhere.pth', "checkpoint 'nowhere.pth' does not exist"),
+])
+def test_what_can_be_known_early_is_one_sentence(words, message, launch, image_folders, tmp_path):
+    config = write_classifier(tmp_path, image_folders)
+    status, said, started = launch(*words.format(config=config, tmp=tmp_path).split())
+    lines = [line for line in said.splitlines() if 'warning' not in line]
+    assert (status, started) == (2, []) and len(lines) == 1 and len(said.splitlines()) <= 5, said
+    assert re.search(message, said), said
+
+
+def test_nccl_needs_gpus(launch, image_folders, tmp_path, monkeypatch):
+    options = ['--cfg-options', 'env_cfg.dist_cfg.backend=nccl']
+    config = write_classifier(tmp_path, image_folders)
+    assert launch(2, 'tools/train.py', config, *options)[0] == 0
+    monkeypatch.setattr('partialnet_mm.engine.runners.missing.torch.cuda.device_count', lambda: 0)
+    with pytest.raises(ConfigError, match='backend=nccl needs GPUs, and torch sees none'):
+        require_gpus(2, 'nccl')
+    assert require_gpus(2, None) == 'torch sees no GPU: 2 processes share the CPU'
+
+
+def test_a_good_command_line_starts_and_is_not_checked_again(launch, image_folders, tmp_path, monkeypatch):
+    config = write_classifier(tmp_path, image_folders)
+    status, said, (options, ) = launch(2, 'tools/train.py', config, '--launcher', 'pytorch')
+    assert (status, said) == (0, '')
+    assert options[:3] == ['--nnodes=1', '--nproc_per_node=2', '--node_rank=0']
+    assert options[-4:] == ['tools/train.py', str(config), '--launcher', 'pytorch'] and os.environ[CHECKED] == '1'
+    cfg = Config.fromfile(config)
+    cfg.train_dataloader.dataset.data_root = 'nowhere'
+    check_data(None, cfg, ('train', ))  # in the processes
+    monkeypatch.delenv(CHECKED)
+    with pytest.raises(ConfigError, match='the data is missing'):
+        check_data(None, cfg, ('train', ))
+
+
+def write_classifier(folder, images):
+    """A config of a classifier with its data, and without the need for a checkpoint."""
+    path = folder / 'config.py'
+    loaders = ''.join(f'{split}_dataloader = dict(dataset=dict(data_root={str(images)!r}, '
+                      "metainfo=dict(classes=('blue', 'red'))))\n" for split in ('train', 'val', 'test'))
+    path.write_text(f"_base_ = '{ROOT}/configs/pretrain/partialnet_t0_in1k.py'\n{loaders}"
+                    'model = dict(head=dict(num_classes=2))\ndata_preprocessor = dict(num_classes=2)\n')
+    return path
+
+
+@pytest.mark.two_processes
 def test_two_machines(image_folders, tmp_path, tiny_arch):
     """The commands of docs/coco.md for several machines; here each machine is a group of one process."""
     config = write_config('classifier', tmp_path / 'config.py', tiny_arch)

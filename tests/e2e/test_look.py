@@ -53,7 +53,7 @@ def test_grad_cam_draws_networks_side_by_side(tiny, images, tmp_path, monkeypatc
     common = ('grad_cam', *tiny, images, '--model', *tiny, '--names', 'one', 'two', '--output', tmp_path / 'cam.png')
     assert run_main(monkeypatch, TOOL, *common, '--stages', '--class', 'red') == 0, capsys.readouterr().err
     cells = drawn.pop()
-    classifier = load_classifier(*map(str, tiny))
+    classifier = load_classifier(Config.fromfile(tiny[0]), str(tiny[1]))
     inputs = prepare(classifier, [str(images / 'a.png'), str(images / 'b.png')])
     scores = classifier.model(inputs).softmax(1)
     best = [f'{classifier.classes[score.argmax()]} {score.max():.2f}' for score in scores]
@@ -112,7 +112,7 @@ def test_feature_maps_draws_the_last_mixer_of_each_stage(tiny, images, tmp_path,
     assert [row[:3] for row in rows] == [
         ['stages.0.0.token_mixer', '4', '12'], ['stages.1.0.token_mixer', '8', '24'],
         ['stages.2.1.token_mixer', '16', '48'], ['stages.3.0.token_mixer', '32', '96']]
-    classifier = load_classifier(*map(str, tiny))
+    classifier = load_classifier(Config.fromfile(tiny[0]), str(tiny[1]))
     name = 'backbone.stages.2.1.token_mixer'
     maps = split_maps(classifier.model, [name], prepare(classifier, [str(images / 'a.png')]))[name]
     values = [value for gate in (maps.gate, maps.spatial_gate) for value in (gate.min(), gate.mean(), gate.max())]
@@ -135,7 +135,7 @@ def test_receptive_field_prints_and_draws(tiny, images, tmp_path, monkeypatch, c
     found = re.findall(r'\| classifier \| (.*), (\d+) x \d+ \| ([\d.]+)% \| ([\d.]+)% \|', out)
     assert [row[:2] for row in found] == [
         ('stages.0', '16'), ('stages.1', '8'), ('stages.2', '4'), ('stages.3', '2')]
-    classifier = load_classifier(*map(str, tiny))
+    classifier = load_classifier(Config.fromfile(tiny[0]), str(tiny[1]))
     field = receptive_field(classifier.model, 'backbone.stages.2.1', prepare(
         classifier, [str(images / name) for name in ('a.png', 'b.png', 'a.png')]))
     areas = [f'{largest_pixels(field, fraction).double().mean() * 100:.2f}' for fraction in (0.5, 0.9)]
@@ -174,9 +174,9 @@ def test_bad_input(command, arguments, message, tmp_path, monkeypatch, capsys, t
     cv2.imwrite('a.png', np.full((64, 64, 3), 99, np.uint8))
     (tmp_path / 'broken.png').write_bytes(b'\x89PNG')
     (tmp_path / 'empty').mkdir()
-    assert run_main(monkeypatch, TOOL, command, *arguments, '--output', 'out.png') == 1
+    assert run_main(monkeypatch, TOOL, command, *arguments, '--output', 'out.png') == 2
     printed = capsys.readouterr().err
-    assert printed.startswith('nothing was drawn: ') and re.search(message, printed), printed
+    assert printed.startswith('look.py: nothing was drawn: ') and re.search(message, printed), printed
     assert not (tmp_path / 'out.png').exists()
 
 
@@ -199,7 +199,7 @@ def test_a_network_without_split(tiny, images, tmp_path, monkeypatch, capsys):
                                                  "model = dict(\n    backbone=dict(token_mixers='conv', "))
     torch.save(dict(state_dict=build_model(Config.fromfile(config)).state_dict()), checkpoint)
     output = tmp_path / 'x.png'
-    assert run_main(monkeypatch, TOOL, 'feature_maps', *tiny, images / 'a.png', '--output', output) == 1
+    assert run_main(monkeypatch, TOOL, 'feature_maps', *tiny, images / 'a.png', '--output', output) == 2
     assert 'no layer of this network splits its channels' in capsys.readouterr().err
     assert run_main(monkeypatch, TOOL, 'grad_cam', *tiny, images / 'a.png', '--output', output) == 0
     assert output.exists()

@@ -161,7 +161,7 @@ def test_a_published_checkpoint_holds_the_weights_alone_and_its_hash(options, pr
     saved = torch.load(path, weights_only=False)
     status, out, err = command(PUBLISH, path, tmp_path / 'sub' / 'net.pth', *options)
     if options and 'ema_state_dict' not in saved:
-        assert (status, out) == (1, '')
+        assert (status, out) == (2, '')
         assert err.endswith("there is no 'ema_state_dict', so no averages were taken\n") and err.count('\n') == 1
         assert list(tmp_path.iterdir()) == []
         return
@@ -227,7 +227,7 @@ def test_what_a_published_checkpoint_says_of_its_data_is_plain(meta, expected, t
     source = save(dict(state_dict=dict(weight=torch.ones(1)), meta=dict(dataset_meta=meta)), tmp_path / 'in.pth')
     status, _, err = command(PUBLISH, source, tmp_path / 'out.pth')
     if isinstance(expected, str):
-        assert status == 1 and expected in err
+        assert status == 2 and expected in err
         return
     published, = tmp_path.glob('out-*')
     got = torch.load(published, weights_only=True)['meta']['dataset_meta']
@@ -312,7 +312,7 @@ def test_nothing_is_written_over(tmp_path, command):
     target = tmp_path / 'ours.pth'
     target.write_text('precious')
     status, out, err = command(CONVERT, source, target)
-    assert (status, out, err) == (1, '', f"'{source}' was not converted: '{target}' is not written: it exists. "
+    assert (status, out, err) == (2, '', f"'{source}' was not converted: '{target}' is not written: it exists. "
                                   '--force overwrites it\n')
     assert target.read_text() == 'precious'
     assert command(CONVERT, source, target, '--force')[0] == 0
@@ -352,10 +352,10 @@ def bad_file(kind, folder):
 
 @pytest.mark.parametrize('tool', [CONVERT, PUBLISH])
 @pytest.mark.parametrize('kind', ['missing', 'text', 'truncated', 'TorchScript', 'code', 'NaN'])
-def test_bad_files_are_one_line_and_status_1(kind, tool, tmp_path, command):
+def test_bad_files_are_one_line_and_status_2(kind, tool, tmp_path, command):
     path, message = bad_file(kind, tmp_path)
     status, out, err = command(tool, path, tmp_path / 'out.pth')
-    assert (status, out) == (1, '') and message in err
+    assert (status, out) == (2, '') and message in err
     assert err.startswith(f"'{path}' was not ") and err.count('\n') == 1
     assert {p.name for p in tmp_path.iterdir()} <= {'bad.pth'}  # nothing written, nothing run
 
@@ -364,7 +364,7 @@ def test_the_other_layout_is_called_that(tmp_path, command):
     state = reference_network.random_state(detection=False, **T0)
     official = save(state, tmp_path / 'official.pth')
     status, _, err = command(CONVERT, official, tmp_path / 'out.pth', '--reverse')
-    assert status == 1 and "not in this project's layout: it is in the official layout" in err
+    assert status == 2 and "not in this project's layout: it is in the official layout" in err
     status, _, err = command(PUBLISH, official, tmp_path / 'out.txt')
     assert status == 2 and f"target '{tmp_path}/out.txt' must end in .safetensors or .pth" in err
     status, _, err = command(CONVERT, official, tmp_path / 'out.pth', '--head-bias')
@@ -376,7 +376,7 @@ def test_the_other_layout_is_called_that(tmp_path, command):
 def test_a_trained_head_keeps_its_bias_where_that_is_asked_for(pretrained, tmp_path, command):
     path, _ = pretrained
     status, _, err = command(CONVERT, path, tmp_path / 'out.pth', '--reverse')
-    assert status == 1 and re.search(r'head\.layers\.0\.fc\.bias is up to .*--head-bias', err)
+    assert status == 2 and re.search(r'head\.layers\.0\.fc\.bias is up to .*--head-bias', err)
     assert command(CONVERT, path, tmp_path / 'out.pth', '--reverse', '--head-bias')[0] == 0
     assert command(CONVERT, tmp_path / 'out.pth', tmp_path / 'again.pth')[0] == 0
     assert_same(torch.load(tmp_path / 'again.pth', weights_only=True)['state_dict'],
@@ -391,7 +391,7 @@ def test_a_disk_that_keeps_something_else_is_noticed(tmp_path, command, monkeypa
     monkeypatch.setattr('partialnet_mm.checkpoint.atomic.write_atomically', write_half)
     source = save(dict(weight=torch.ones(9)), tmp_path / 'in.pth')
     status, out, err = command(PUBLISH, source, tmp_path / 'out.pth')
-    assert (status, out) == (1, '') and 'does not hold what was written to it' in err
+    assert (status, out) == (2, '') and 'does not hold what was written to it' in err
 
 
 def test_a_command_as_a_shell_runs_it(tmp_path):

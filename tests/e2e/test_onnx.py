@@ -112,7 +112,7 @@ def test_refused_before_work_is_lost(options, message, monkeypatch, tmp_path, ca
 def test_config_without_partialnet(monkeypatch, tmp_path, capsys):
     pytest.importorskip('mmpretrain')
     config = ROOT / 'configs' / 'patconv' / 'resnet50_cifar10.py'
-    assert run_main(monkeypatch, TOOL, config, '--output', tmp_path / 'out.onnx') == 1
+    assert run_main(monkeypatch, TOOL, config, '--output', tmp_path / 'out.onnx') == 2
     assert 'nothing was written: the model of the config (ImageClassifier) holds no PartialNet' in (
         capsys.readouterr().err)
 
@@ -121,7 +121,7 @@ def test_checkpoint_of_another_network(monkeypatch, tmp_path, capsys, randomize_
     config = write_config('classifier', tmp_path / 'config.py', ARCH)
     other = write_config('classifier', tmp_path / 'other.py', dict(ARCH, depths=(1, 1, 2, 1)))
     write_checkpoint('classifier', other, tmp_path / 'other.pth', randomize_norms)
-    assert run_main(monkeypatch, TOOL, config, tmp_path / 'other.pth', '--output', tmp_path / 'out.onnx') == 1
+    assert run_main(monkeypatch, TOOL, config, tmp_path / 'other.pth', '--output', tmp_path / 'out.onnx') == 2
     said = capsys.readouterr().err
     assert 'nothing was written' in said and 'does not fit the config' in said and 'stages.2.1' in said
     assert not (tmp_path / 'out.onnx').exists()
@@ -140,7 +140,7 @@ def test_packages_that_are_missing_are_named(monkeypatch, tmp_path, capsys):
 def test_file_that_differs_is_not_written(monkeypatch, tmp_path, capsys):
     config = write_config('classifier', tmp_path / 'config.py', ARCH)
     monkeypatch.setattr(onnx_export, 'differences', lambda model, network, shapes: [float('nan')])
-    assert run_main(monkeypatch, TOOL, config, '--output', tmp_path / 'out.onnx', '--static', '--shape', 64, 64) == 1
+    assert run_main(monkeypatch, TOOL, config, '--output', tmp_path / 'out.onnx', '--static', '--shape', 64, 64) == 2
     assert 'nothing was written: onnxruntime differs from PyTorch' in capsys.readouterr().err
     assert not (tmp_path / 'out.onnx').exists()
 

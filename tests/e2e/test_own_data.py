@@ -118,7 +118,7 @@ def test_inference(trained, config, monkeypatch, tmp_path):
 def test_inference_without_knowing_the_classes(trained, monkeypatch, capsys, tmp_path):
     image = next((trained / 'data/images').iterdir())
     assert run_main(monkeypatch, 'tools/infer.py', CUSTOM, trained / 'work/epoch_1.pth', image, '--out-dir',
-                    tmp_path / 'out', '--device', 'cpu') == 1
+                    tmp_path / 'out', '--device', 'cpu') == 2
     assert re.search('belongs to another network(.|\n)*use the config that the training saved', capsys.readouterr().err)
 
 
@@ -138,7 +138,7 @@ def test_preflight(trained, options, status, text, monkeypatch, capsys):
 def test_wrong_usage_of_preflight(words, text, monkeypatch, capsys):
     assert run_main(monkeypatch, 'tools/misc/preflight.py', *words) == 2
     said = capsys.readouterr().err
-    assert text in said and 'usage:' in said
+    assert text in said
 
 
 #: Config, and the metric that its validation logs.

@@ -104,7 +104,7 @@ def test_nothing_is_overwritten_without_force(classifier, monkeypatch, capsys, t
 ])
 def test_a_checkpoint_that_does_not_fit(options, message, classifier, monkeypatch, capsys, tmp_path):
     config, checkpoint = classifier
-    assert run_main(monkeypatch, TOOL, config, checkpoint, tmp_path / 'out.pth', '--cfg-options', *options) == 1
+    assert run_main(monkeypatch, TOOL, config, checkpoint, tmp_path / 'out.pth', '--cfg-options', *options) == 2
     said = capsys.readouterr().err
     assert re.search(f'nothing was written: .*{message}', said, re.DOTALL)
     assert not (tmp_path / 'out.pth').exists()
@@ -121,7 +121,7 @@ def test_what_cannot_be_merged_is_refused_by_name(norm_cfg, message, monkeypatch
                                       f'model = dict(\n    backbone=dict(norm_cfg={norm_cfg!r}, ')
     config.write_text(text)
     write_checkpoint('classifier', config, tmp_path / 'in.pth', randomize_norms)
-    assert run_main(monkeypatch, TOOL, config, tmp_path / 'in.pth', tmp_path / 'out.pth') == 1
+    assert run_main(monkeypatch, TOOL, config, tmp_path / 'in.pth', tmp_path / 'out.pth') == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / 'out.pth').exists()
 
@@ -130,9 +130,9 @@ def test_a_merged_checkpoint_is_not_merged_again(classifier, monkeypatch, capsys
     config, checkpoint = classifier
     assert run_main(monkeypatch, TOOL, config, checkpoint, tmp_path / 'out.pth') == 0
     again = (config, tmp_path / 'out.pth', tmp_path / 'again.pth')
-    assert run_main(monkeypatch, TOOL, *again) == 1
+    assert run_main(monkeypatch, TOOL, *again) == 2
     assert 'or is merged already' in capsys.readouterr().err
-    assert run_main(monkeypatch, TOOL, *again, '--cfg-options', 'model.backbone.deploy=True') == 1
+    assert run_main(monkeypatch, TOOL, *again, '--cfg-options', 'model.backbone.deploy=True') == 2
     assert 'model.backbone.deploy is True in the config already' in capsys.readouterr().err
 
 
@@ -142,7 +142,7 @@ def test_a_model_without_anything_to_merge(monkeypatch, capsys, tmp_path, random
     config.write_text("default_scope = 'mmpretrain'\nmodel = dict(type='ImageClassifier', backbone=dict("
                       "type='ResNet', depth=18), neck=dict(type='GlobalAveragePooling'))")
     write_checkpoint('classifier', config, tmp_path / 'in.pth', randomize_norms)
-    assert run_main(monkeypatch, TOOL, config, tmp_path / 'in.pth', tmp_path / 'out.pth') == 1
+    assert run_main(monkeypatch, TOOL, config, tmp_path / 'in.pth', tmp_path / 'out.pth') == 2
     assert 'ImageClassifier cannot be merged: none of its modules has switch_to_deploy()' in capsys.readouterr().err
 
 
@@ -159,7 +159,7 @@ def test_outputs_that_differ_are_refused(layer, factor, monkeypatch, capsys, tmp
         return parts
 
     monkeypatch.setattr(reparameterize, 'merge_model', merge_wrongly)
-    assert run_main(monkeypatch, TOOL, config, checkpoint, tmp_path / 'out.pth') == 1
+    assert run_main(monkeypatch, TOOL, config, checkpoint, tmp_path / 'out.pth') == 2
     assert 'the feature maps of the merged model differ by' in capsys.readouterr().err
     assert not (tmp_path / 'out.pth').exists()
 
@@ -169,7 +169,7 @@ def test_weights_that_are_not_finite(classifier, monkeypatch, capsys, tmp_path):
     content = torch.load(checkpoint)
     content['state_dict']['head.layers.1.fc.bias'][0] = float('inf')
     torch.save(content, checkpoint)
-    assert run_main(monkeypatch, TOOL, config, checkpoint, tmp_path / 'out.pth') == 1
+    assert run_main(monkeypatch, TOOL, config, checkpoint, tmp_path / 'out.pth') == 2
     assert 'head.layers.1.fc.bias is not finite' in capsys.readouterr().err
 
 
@@ -177,8 +177,8 @@ def test_weights_that_are_not_finite(classifier, monkeypatch, capsys, tmp_path):
     (['missing.py', 'in.pth', 'out.pth'], 2, "config 'missing.py' does not exist"),
     (['{config}', 'missing.pth', 'out'], 2, "'out' must end in .safetensors or .pth"),
     (['{config}', '{config}', '{config}'], 2, 'must end in .safetensors or .pth'),
-    (['{config}', 'missing.pth', 'out.pth'], 1, "checkpoint 'missing.pth' does not exist"),
-    (['{config}', '{config}', 'out.pth'], 1, 'cannot be read'),
+    (['{config}', 'missing.pth', 'out.pth'], 2, "checkpoint 'missing.pth' does not exist"),
+    (['{config}', '{config}', 'out.pth'], 2, 'cannot be read'),
 ])
 def test_wrong_files(arguments, status, message, classifier, monkeypatch, capsys):
     arguments = [argument.format(config=classifier[0]) for argument in arguments]

@@ -34,7 +34,7 @@ def run(*command, **env):
     ('tools/slurm_test.sh partition job', 'tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT'),
     ('tools/env/setup_env.sh conda', 'usage: tools/env/setup_env.sh [onedl|openmmlab]'),
     ('tools/misc/demo.sh one two', 'tools/misc/demo.sh [WORK_DIR]'),
-    ('python tools/train.py', 'usage: train.py'),
+    ('python tools/train.py', 'required: config (train.py --help shows the usage)'),
     ('python tools/train.py no.py', "config 'no.py' does not exist"),
     (f'python tools/test.py {CONFIG} no.pth', "checkpoint 'no.pth' does not exist"),
     (f'python tools/test.py {CONFIG} README.md --out table.txt', "--out must end in .pkl or .pickle, got 'table.txt'"),
@@ -93,7 +93,7 @@ def test_the_status_of_a_process_goes_to_a_file(tmp_path, code, status, restarts
 def test_a_conv_cfg_that_replaces_nothing_is_an_error(tmp_path):
     done = run(sys.executable, 'tools/train.py', CONFIG, '--skip-preflight', '--work-dir', tmp_path, '--cfg-options',
                'model.roi_head.bbox_head.conv_cfg.type=PATConv')
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert ("model.roi_head.bbox_head.conv_cfg is of type 'PATConv' and has replaced no layer") in done.stderr
 
 

@@ -27,6 +27,7 @@ from partialnet_mm.analysis.paper import Figure, read_figures
 from partialnet_mm.analysis.report import write_report
 from partialnet_mm.checkpoint.pretrained import find_state_dict
 from partialnet_mm.checkpoint.reader import read_checkpoint
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models.dpconv.fixed_ratios import block_ratios, searched_layers
 from partialnet_mm.models.dpconv.split_gates import is_legal, ratio_of
 
@@ -264,8 +265,9 @@ def print_report(args: argparse.Namespace) -> None:
     print(write_report(args.work_dir, args.out))
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     curves = commands.add_parser('curves', description=print_curves.__doc__)
     curves.set_defaults(run=print_curves)
@@ -295,10 +297,7 @@ def main() -> None:
     if args.run is print_ratios and (bool(args.config) != bool(args.base)
                                      or (args.config and len(args.checkpoints) > 1)):
         ratios.error('--config FILE.py and --base CONFIG go together, with one CHECKPOINT')
-    try:
-        args.run(args)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f'{error}\n')
+    args.run(args)
 
 
 if __name__ == '__main__':

@@ -36,7 +36,9 @@ from partialnet_mm.analysis.measure import (
     time_in_rounds,
 )
 from partialnet_mm.analysis.paper import Figure, read_figures
-from partialnet_mm.analysis.peers import MergedNorms, build_network, check_name, merge_network
+from partialnet_mm.analysis.peers import MergedNorms, build_network, check_name, find_config, merge_network
+from partialnet_mm.engine.runners.config_file import config_errors, read_config
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 
 NETWORKS = [f'{family}_{arch}' for arch in ('t0', 't1', 't2', 's', 'm', 'l') for family in ('partialnet', 'fasternet')]
 #: Peers that the paper's tables do not have.
@@ -73,7 +75,7 @@ def paper_rows() -> dict[str, list[Figure]]:
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('networks', nargs='*', default=NETWORKS,
                         help='partialnet_ARCH, a name of timm, torchvision:NAME, mmpretrain:NAME, a config file, or '
                         'mmdet:CONFIG for one that a library ships (default: the six variants, and FasterNet in the '
@@ -118,6 +120,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f'--reference {args.reference!r} is not one of the networks: {", ".join(args.networks)}')
     for name in args.networks:
         check_name(name)
+        if name.endswith('.py'):
+            read_config(str(find_config(name)))
     compiler = os.environ.get('CXX', 'g++')
     if args.device == 'cpu' and {*args.modes} & {*KINDS['torch.compile']} and not shutil.which(compiler):
         raise ValueError(f'torch.compile needs the C++ compiler {compiler!r}, which is not on the PATH')
@@ -149,7 +153,11 @@ def load(name: str, args: argparse.Namespace) -> Network:
     of_the_paper = rows[0].size if rows else (224, 224)
     size = of_the_paper if args.size == ['paper'] else tuple(map(int, (args.size * 2)[:2]))
     torch.manual_seed(0)
-    model = build_network(name)
+    if name.endswith('.py'):
+        with config_errors(name):
+            model = build_network(name)
+    else:
+        model = build_network(name)
     try:
         norms = merge_network(model, size)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:  # libraries differ in what they raise
@@ -330,6 +338,7 @@ def draw_pictures(times: Times, networks: dict[str, Network], kind: str, args: a
              'Multiply-adds of one image at the size of each network in the paper, norms merged', args.flops_picture)
 
 
+@command
 def main() -> None:
     parser, args = parse_args()
     torch.set_num_threads(args.threads)

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
@@ -46,6 +45,8 @@ from partialnet_mm.analysis.measure import (
 )
 from partialnet_mm.analysis.peers import build_network, find_config
 from partialnet_mm.engine.hooks.train_resolution import PAPER_SIZES, TrainResolution
+from partialnet_mm.engine.runners.config_file import read_config
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import PartialNet
 
 #: What is appended to the name of a network, by the option that adds such rows, and the arguments of PartialNet.
@@ -124,7 +125,7 @@ def train_config(name: str, args: argparse.Namespace) -> Step:
     """The model and optimizer of a config of mmdet or mmpretrain."""
     MMLogger.get_instance('benchmark_training', log_level='WARNING')  # no report of each initialized weight
     name, options = split_name(name)
-    cfg = Config.fromfile(find_config(name))
+    cfg = read_config(str(find_config(name)))
     cfg.model.backbone.init_cfg = None
     cfg.model.backbone.update(options)
     model = revert_sync_batchnorm(build_model(cfg))
@@ -243,7 +244,7 @@ def measured_rates(args: argparse.Namespace) -> dict[Path, float]:
     args.batch, args.channels_last, rates = args.step_batch, False, {}
     for config in args.configs:
         step = build_step(str(config), args)
-        sides = args.sizes or data_pipeline.resolutions_of(Config.fromfile(config))
+        sides = args.sizes or data_pipeline.resolutions_of(read_config(str(config)))
         sizes = [(side, side) for side in sides] or [(800, 1333)]
         times = time_in_rounds({size: functools.partial(step, size) for size in sizes}, args.rounds)
         rates[config] = args.batch / statistics.mean(statistics.median(times[size]) for size in sizes)
@@ -252,13 +253,13 @@ def measured_rates(args: argparse.Namespace) -> dict[Path, float]:
 
 def sizes_of(config: Path) -> Sequence[int]:
     """The sizes that the config's TrainResolutionHook draws from, those of the paper where it names none."""
-    hooks = Config.fromfile(config).get('custom_hooks') or ()
+    hooks = read_config(config).get('custom_hooks') or ()
     found = [hook['sizes'] for hook in hooks if hook['type'] == 'TrainResolutionHook' and 'sizes' in hook]
     return found[0] if found else PAPER_SIZES
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
 
     def add(name: str, batch: int, size: Size, schedule: tuple | None = None) -> argparse.ArgumentParser:
@@ -323,7 +324,7 @@ def check(args: argparse.Namespace) -> None:
         TrainResolution([args.fixed])
     for name in args.networks:
         if args.command == 'detectors':
-            scope = Config.fromfile(find_config(name)).get('default_scope')
+            scope = read_config(str(find_config(name))).get('default_scope')
             if scope != 'mmdet':
                 raise ValueError(f'{name} is not a config of mmdet: its default_scope is {scope!r}')
         elif args.command != 'resolutions':
@@ -334,10 +335,11 @@ def check(args: argparse.Namespace) -> None:
     suffixes = [suffix for option, forms in FORMS.items() if getattr(args, option, False) for suffix in forms]
     if suffixes:
         ours = [name for name in args.networks if name.startswith('partialnet_') or (
-            name.endswith('.py') and Config.fromfile(find_config(name)).model.backbone.type == 'PartialNet')]
+            name.endswith('.py') and read_config(str(find_config(name))).model.backbone.type == 'PartialNet')]
         args.networks = [f'{name}{suffix}' for name in ours for suffix in suffixes] + args.networks
 
 
+@command
 def main() -> None:
     args = parse_args()
     if args.command == 'data':

@@ -10,6 +10,8 @@ from partialnet_mm.analysis.commands import positive
 from partialnet_mm.analysis.flops import multiply_adds_by_layer
 from partialnet_mm.analysis.measure import markdown_table
 from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
+from partialnet_mm.engine.runners.config_file import config_errors
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import merge_model
 
 COUNTED = ('Counted are multiply-adds of convolutions, matrix products and attention, in evaluation mode: not norms, '
@@ -17,7 +19,7 @@ COUNTED = ('Counted are multiply-adds of convolutions, matrix products and atten
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=COUNTED)
+    parser = ToolParser(description=__doc__, epilog=COUNTED)
     add_config_arguments(parser)
     parser.add_argument('--shape', type=positive, nargs=2, default=(224, 224), metavar=('H', 'W'),
                         help='of the image at the input of the network, with padding (default: 224 224)')
@@ -37,16 +39,15 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     return parts
 
 
+@command
 def main() -> None:
     parser, args = parse_args()
     height, width = args.shape
     cfg = load_config(parser, args)
-    try:
+    with config_errors(args.config):
         model = build_model(cfg).eval()
         if args.deploy:
             merge_model(model)
-    except (TypeError, ValueError) as error:
-        parser.exit(1, f'{args.config}: {error}\n')
     image = torch.zeros(1, cfg.model.get('backbone', {}).get('in_channels', 3), height, width)
     if cfg.default_scope == 'mmdet':
         counts = multiply_adds_by_layer(model, lambda: Detector(model)(image))

@@ -6,7 +6,6 @@ feature_maps     the convolved and attended channels of partial attention, and i
 receptive_field  the effective receptive field (Luo et al., 2016), printed and drawn
 """
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,10 +16,9 @@ import numpy as np
 import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from mmengine.config import DictAction
 from torch import Tensor, nn
 
-from partialnet_mm.analysis.commands import picture, positive
+from partialnet_mm.analysis.commands import any_device, picture, positive
 from partialnet_mm.analysis.look import (
     METHODS,
     MapLayer,
@@ -36,6 +34,9 @@ from partialnet_mm.analysis.look import (
 )
 from partialnet_mm.analysis.measure import markdown_table, progress
 from partialnet_mm.analysis.trained_classifier import find_class, load_classifier, prepare, seen_box
+from partialnet_mm.engine.runners.command_line import KeyValues
+from partialnet_mm.engine.runners.config_file import config_errors, read_config
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.preflight import check_image
 from partialnet_mm.preflight.image_folder import EXTENSIONS
 from partialnet_mm.preflight.images import sample
@@ -83,6 +84,13 @@ def find_images(given: Sequence[Path], most: int | None = None) -> list[str]:
     return chosen
 
 
+def load(config: str, checkpoint: str, args: argparse.Namespace) -> 'ImageClassificationInferencer':
+    """A network; raises a ValueError as load_classifier, and for what is wrong in the config."""
+    cfg = read_config(config, args.cfg_options)
+    with config_errors(config):
+        return load_classifier(cfg, checkpoint, args.device)
+
+
 def load_networks(args: argparse.Namespace) -> 'dict[str, ImageClassificationInferencer]':
     """The networks by name.
 
@@ -93,8 +101,7 @@ def load_networks(args: argparse.Namespace) -> 'dict[str, ImageClassificationInf
     names = args.names or [Path(config).stem for config, _ in pairs]
     if len(names) != len(pairs) or len(set(names)) < len(names):
         raise ValueError(f'--names must be {len(pairs)} different names, one for each network, got {names}')
-    return {name: load_classifier(config, checkpoint, args.cfg_options, args.device)
-            for name, (config, checkpoint) in zip(names, pairs)}
+    return {name: load(config, checkpoint, args) for name, (config, checkpoint) in zip(names, pairs)}
 
 
 def chosen_layers(model: nn.Module, inputs: Tensor, args: argparse.Namespace) -> list[MapLayer]:
@@ -212,7 +219,7 @@ def feature_maps(args: argparse.Namespace) -> None:
     if len(args.images) > 1 or args.images[0].is_dir():
         raise ValueError(f'one image file is drawn, got {" ".join(map(str, args.images))}')
     image, = find_images(args.images)
-    classifier = load_classifier(args.config, args.checkpoint, args.cfg_options, args.device)
+    classifier = load(args.config, args.checkpoint, args)
     inputs, model = prepare(classifier, [image]), classifier.model
     found = split_maps(model, args.layer, inputs) if args.layer else last_of_each_size(model, inputs)
     rows = []
@@ -291,7 +298,7 @@ def receptive_fields(args: argparse.Namespace) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
 
     def add(name: str, run: object, images: str) -> argparse.ArgumentParser:
@@ -302,9 +309,9 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('checkpoint', help='checkpoint of a training with it')
         command.add_argument('images', nargs='+', type=Path, help=images)
         command.add_argument('--output', required=run is not receptive_fields, type=picture, help='picture to write')
-        command.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        command.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',
                              help='changes to every config, e.g. test_dataloader.dataset.pipeline.1.scale=224')
-        command.add_argument('--device', default='cpu', help="'cpu' (default), 'cuda', ...")
+        command.add_argument('--device', type=any_device, default='cpu', help="'cpu' (default), 'cuda', ...")
         where = command
         if run is not feature_maps:
             command.add_argument('--model', nargs=2, action='append', default=[], metavar=('CONFIG', 'CHECKPOINT'),
@@ -332,15 +339,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+@command
+def main() -> None:
     args = parse_args()
     try:
         args.run(args)
     except (OSError, ValueError, ModuleNotFoundError) as error:
-        print(f'nothing was drawn: {error}', file=sys.stderr)
-        return 1
-    return 0
+        raise ValueError(f'nothing was drawn: {error}') from error
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import wrap_file
 
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.preflight import Finding, check_coco, errors_in, format_findings, read_coco
 
 #: Images, annotations and categories of each split's instances_<split>.json.
@@ -59,8 +60,9 @@ def check_split(root: Path, split: str, images: int | None) -> list[str]:
     return wrong or ([format_findings(errors)] if errors else [])
 
 
+@command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('root', nargs='?', type=Path, default=Path('data/coco'),
                         help='folder with train2017, val2017 and annotations (default: data/coco)')
     parser.add_argument('--archives', type=Path, help='folder of the downloaded zip files (default: the root)')

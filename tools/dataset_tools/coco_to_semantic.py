@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from rich.progress import track
 
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.preflight import check_coco, errors_in, format_findings
 
 IGNORED = 255
@@ -68,8 +69,9 @@ def plan(args: argparse.Namespace, names: list[str]) -> list[Files]:
     return files
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('annotations', help='COCO annotation file')
     parser.add_argument('images', help='folder where the images of that file are')
     parser.add_argument('root', help='folder to write to')

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
 from partialnet_mm.datasets import write_shapes_dataset
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('root', nargs='?', default='data/shapes', help='folder to write to')
     parser.add_argument('--train', type=int, default=240, help='training images')
     parser.add_argument('--val', type=int, default=48, help='held-out images')

@@ -21,6 +21,8 @@ from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.converters.publish import strip_checkpoint
 from partialnet_mm.deploy.onnx_export import INPUT, differences, require_onnx, to_onnx
 from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
+from partialnet_mm.engine.runners.config_file import config_errors
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import PartialNet, SplitGates, merge_model
 from partialnet_mm.version import __version__
 
@@ -39,7 +41,7 @@ class Logits(nn.Module):
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument('checkpoint', nargs='?', help='its checkpoint (default: random weights)')
     parser.add_argument('--output', required=True, metavar='FILE', help='the ONNX file; its folder must exist')
@@ -150,19 +152,21 @@ def checked_shapes(args: argparse.Namespace, channels: int) -> list[tuple[int, i
             (3, channels, max(least, height // 2 + 1), max(least, width * 3 // 4 + 1))]
 
 
+@command
 def main() -> None:
     parser, args = parse_args()
     check_args(parser, args)
     cfg = load_config(parser, args)
     log = Console(stderr=True)
     try:
-        model = build_model(cfg).eval()
+        with config_errors(args.config):
+            model = build_model(cfg).eval()
         backbone = find_backbone(model)
         meta = load(model, args.checkpoint) if args.checkpoint else {}
         if args.deploy:
             merge_model(model)
     except (FileNotFoundError, TypeError, ValueError) as error:
-        parser.exit(1, f'nothing was written: {error}\n')
+        raise ValueError(f'nothing was written: {error}') from error
     whole = cfg.default_scope == 'mmpretrain' and getattr(model, 'with_head', False) and not args.backbone
     network = (Logits(model) if whole else backbone).eval()
     outputs = ['logits'] if whole else [f'stage{i + 1}' for i in backbone.out_indices]
@@ -176,7 +180,7 @@ def main() -> None:
             try:
                 found = differences(exported, network, shapes)
             except ValueError as error:
-                parser.exit(1, f'nothing was written: {error}\n')
+                raise ValueError(f'nothing was written: {error}') from error
         for shape, difference in zip(shapes, found):
             print(f'{" x ".join(map(str, shape))}: largest difference {difference:.1e} of the largest value')
         if not all(difference < TOLERANCE for difference in found):

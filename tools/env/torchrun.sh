@@ -15,26 +15,19 @@ usage() { sed -n '4s/^# //p' "$0" >&2; exit 2; }
 processes=$1; shift
 python=${PYTHON:-python}
 here=$(dirname "$0")
-PORT=$("$python" "$here/check_launch.py")
 # torchrun's and mmengine's default is one thread per process; without GPUs that leaves cores idle.
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}
-rendezvous=(--node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$PORT")
-if [ "${RESTARTS:-0}" -gt 0 ]; then
-    # torchrun's default keeps the addresses of the processes before a restart, and the new ones wait for them.
-    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-    rendezvous=(--rdzv_backend=c10d --rdzv_endpoint="${MASTER_ADDR:-127.0.0.1}:$PORT"
-        --rdzv_id="${SLURM_JOB_ID:-partialnet}" --max_restarts="$RESTARTS")
-fi
+# torchrun's default keeps the addresses of the processes before a restart, and the new ones wait for them.
+[ "${RESTARTS:-0}" = 0 ] || export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # torchrun exits with 1 whatever its processes exit with; report_status.py writes their status here.
 PARTIALNET_STATUS_FILE=$(mktemp)
 export PARTIALNET_STATUS_FILE
 trap 'rm -f "$PARTIALNET_STATUS_FILE"' EXIT
 # SIGUSR1 would end torchrun at once. SIGTERM it passes on, and gives its processes 30 s. In a session of its own it does
 # not get the terminal's Ctrl-C, which would cut these 30 s short. (macOS has no setsid.)
-(trap '' USR1; exec $(command -v setsid) "$python" -m torch.distributed.run --nnodes="${NNODES:-1}" \
-    --nproc_per_node="$processes" "${rendezvous[@]}" "$here/report_status.py" "$@") &
+(trap '' USR1; exec $(command -v setsid) "$python" "$here/launch.py" "$processes" "$@") &
 torchrun=$!
 leave() {
     trap '' TERM USR1 INT HUP  # once is enough: a second signal would cut the saving short

@@ -8,14 +8,18 @@ from PIL import Image
 from torchvision.transforms.functional import pad, pil_to_tensor, resize
 from torchvision.utils import make_grid, save_image
 
+from partialnet_mm.analysis.commands import positive
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 
+
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('folder', type=Path, help='folder of pictures')
     parser.add_argument('out', help='picture to write')
-    parser.add_argument('--columns', type=int, default=2)
-    parser.add_argument('--rows', type=int, default=4)
-    parser.add_argument('--height', type=int, default=192, help='of each picture, in pixels')
+    parser.add_argument('--columns', type=positive, default=2)
+    parser.add_argument('--rows', type=positive, default=4)
+    parser.add_argument('--height', type=positive, default=192, help='of each picture, in pixels')
     args = parser.parse_args()
     paths = sorted(path for path in args.folder.glob('*') if path.suffix.lower() in ('.jpg', '.png'))
     if not paths:

@@ -3,15 +3,16 @@
 
 It reads the data even if it was checked before; trainings start at once while the data has not changed since.
 """
-import argparse
 import sys
 
 from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.preflight import check_config, errors_in, format_findings
 
 
+@command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument('--images', default='200', metavar='N',
                         help="images to decode of each data set, a number or 'all' (default: 200)")

@@ -3,7 +3,6 @@
 
 Exits with 1 if the memory of the training process grows by more than the limit.
 """
-import argparse
 import gc
 import os
 import sys
@@ -18,6 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 
 #: Shorter sides that are drawn from, pixels.
 SIZES = range(160, 400, 8)
@@ -76,8 +76,9 @@ def vary_sizes(node: object) -> None:
             node['pipeline'] = [*steps[:after], resize, *steps[after:]]
 
 
+@command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument('--minutes', type=float, default=20., help='how long to train (default: 20)')
     parser.add_argument('--limit', type=float, default=100., metavar='MIB', help='growth per hour that is too much, '

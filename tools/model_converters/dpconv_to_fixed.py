@@ -1,15 +1,16 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Writes the weights that remain of a searched PartialNet when the learned split ratios are fixed."""
-import argparse
 
 from partialnet_mm.checkpoint import check_ending, read_checkpoint, write_checkpoint
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
 from partialnet_mm.checkpoint.pretrained import find_state_dict
 from partialnet_mm.converters.fixed_ratios import block_kinds, fix_checkpoint
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument('checkpoint', help='of a search')
     parser.add_argument('out', help='checkpoint to write, FILE.safetensors or FILE.pth, for load_from= of the config '
                         'that dpconv_ratios.py writes')
@@ -22,7 +23,7 @@ def main() -> None:
         fixed = fix_checkpoint(content)
         write_checkpoint(fixed, args.out)
     except (OSError, ValueError) as error:
-        parser.exit(1, f'{args.checkpoint!r} was not converted: {error}\n')
+        parser.exit(2, f'{args.checkpoint!r} was not converted: {error}\n')
     before = sum(tensor.numel() for tensor in find_state_dict(content).values())
     after = sum(tensor.numel() for tensor in fixed['state_dict'].values())
     print(f'{len(fixed["state_dict"])} tensors, {after} of {before} values, written to {args.out}')

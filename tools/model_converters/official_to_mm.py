@@ -9,10 +9,12 @@ import argparse
 from partialnet_mm.checkpoint import check_ending, read_checkpoint, write_checkpoint
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
 from partialnet_mm.converters.official_layout import BLOCKS, LAYOUTS, describe, from_official, to_official
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', help='checkpoint to read')
     parser.add_argument('target', help='checkpoint to write: FILE.safetensors, or FILE.pth')
     parser.add_argument('--stage4-block', choices=list(BLOCKS),
@@ -38,7 +40,7 @@ def main() -> None:
                      if args.reverse else from_official(content, args.stage4_block))
         write_checkpoint(converted, args.target)
     except (OSError, ValueError) as error:
-        parser.exit(1, f'{args.source!r} was not converted: {" ".join(str(error).split())}\n')
+        parser.exit(2, f'{args.source!r} was not converted: {" ".join(str(error).split())}\n')
     print(f'{args.target}: {len(converted["state_dict"])} tensors of {describe(converted["meta"]["backbone"])}')
 
 

@@ -1,6 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Writes the weights of a checkpoint, and nothing that only a training needs, to a file named by its hash."""
-import argparse
 import hashlib
 import os
 
@@ -8,10 +7,12 @@ from partialnet_mm.checkpoint import check_ending, read_checkpoint, serialize_ch
 from partialnet_mm.checkpoint.atomic import refuse_overwrite, write_atomically
 from partialnet_mm.checkpoint.hashed_name import sha256_of
 from partialnet_mm.converters.publish import strip_checkpoint
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument('source', help='checkpoint of a training, or a converted one')
     parser.add_argument('target', help='NAME, NAME.safetensors or NAME.pth: NAME-<first 8 digits of the SHA-256> and '
                         'the ending is written, .safetensors by default')
@@ -36,7 +37,7 @@ def main() -> None:
             if sha256_of(path) != digest:
                 raise OSError(f'{path!r} does not hold what was written to it')
     except (OSError, ValueError) as error:
-        parser.exit(1, f'{args.source!r} was not published: {" ".join(str(error).split())}\n')
+        parser.exit(2, f'{args.source!r} was not published: {" ".join(str(error).split())}\n')
     dropped = ', '.join(sorted(set(content) - set(published) - set(published['state_dict'])))
     print(f'{len(published["state_dict"])} tensors; left out: {dropped or "nothing"}')
     print(path)

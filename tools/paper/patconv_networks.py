@@ -17,6 +17,7 @@ from partialnet_mm.analysis.measure import describe_machine, markdown_table, rat
 from partialnet_mm.analysis.norm_folding import fold_batch_norms
 from partialnet_mm.analysis.paper import read_figures
 from partialnet_mm.analysis.peers import build_config, build_network
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import merge_following_norms, merge_model
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -27,7 +28,7 @@ CONVS = ('dense', 'depthwise')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=NETWORKS)
     parser.add_argument('--conv', nargs='+', choices=CONVS, default=list(CONVS),
                         help="convolved channels of PATConv; 'dense' is the paper's (default: both)")
@@ -94,6 +95,7 @@ def print_times(args: argparse.Namespace) -> None:
                           'paper, V100'], rows))
 
 
+@command
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)

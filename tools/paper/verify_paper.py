@@ -24,6 +24,7 @@ from partialnet_mm.analysis.flops import count_multiply_adds
 from partialnet_mm.analysis.measure import markdown_table, progress, ratio, time_in_rounds
 from partialnet_mm.analysis.paper import Figure, read_figures
 from partialnet_mm.analysis.peers import build_config, build_network, find_config, merge_network
+from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import PartialNet
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -215,8 +216,9 @@ def as_table(rows: list[dict], width: int | None) -> str:
     return console.export_text()
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--tables', nargs='+', metavar='N',
                         help="the paper's tables (default: all that can be counted)")
     parser.add_argument('--format', choices=['table', 'json', 'markdown'], default='table')

@@ -1,4 +1,4 @@
-_base_ = './default.py'
+_base_ = ['./default.py', '../tta/classification.py']
 
 default_scope = 'mmpretrain'
 default_hooks = dict(

@@ -1,4 +1,4 @@
-_base_ = './default.py'
+_base_ = ['./default.py', '../tta/detection.py']
 
 default_scope = 'mmdet'
 default_hooks = dict(visualization=dict(type='DetVisualizationHook'))

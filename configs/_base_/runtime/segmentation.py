@@ -1,4 +1,4 @@
-_base_ = './default.py'
+_base_ = ['./default.py', '../tta/segmentation.py']
 
 default_scope = 'mmseg'
 default_hooks = dict(

@@ -5,14 +5,13 @@ import atexit
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -23,20 +22,33 @@ from ...checkpoint.layouts import foreign_layout, refuse_other_network, with_own
 from ...checkpoint.loader import hand_over
 from ...checkpoint.pretrained import content_for, find_state_dict
 from ...models import PartialNet, require_patconv
-from ...preflight import check_config, errors_in, format_findings
+from ...preflight import check_config, errors_in, format_findings, leaf_datasets
 from ..hooks import CrashSafeCheckpointHook
+from .config_file import ConfigError, read_config
+from .missing import require_checkpoints, require_data
 from .own_data import apply_own_data_settings
+from .user_errors import WRONG_USAGE, is_first_process
+from .values import parse_value
+
+#: Environment variable that tools/env/launch.py sets after it has checked config, checkpoints and data.
+CHECKED = 'PARTIALNET_CHECKED'
 
 
-class KeyValues(DictAction):
-    """mmengine's reading of ``--cfg-options``, with a usage line where a value is missing."""
+class KeyValues(argparse.Action):
+    """``--cfg-options``: values by dotted keys, read by :func:`parse_value`; a wrong one is a usage error."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Sequence[str],
                  option_string: str | None = None) -> None:
-        for value in values:
-            if '=' not in value:
-                parser.error(f'--cfg-options: {value!r} is not KEY=VALUE')
-        super().__call__(parser, namespace, values, option_string)
+        options = dict(getattr(namespace, self.dest) or {})
+        for given in values:
+            key, equals, value = given.partition('=')
+            if not equals or not all(key.split('.')):
+                parser.error(f'{option_string}: {given!r} is not KEY=VALUE, with names joined by dots as its key')
+            try:
+                options[key] = parse_value(value)
+            except ValueError as error:
+                parser.error(f'{option_string} {given}: {error}')
+        setattr(namespace, self.dest, options)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,18 +79,38 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, split
     """Reads a config with the changes of the command line and the settings of an own-data config.
 
     From here on, mmengine reads checkpoints by :func:`read_checkpoint`. ``args`` has ``config`` and ``cfg_options``.
-    The data of ``splits`` must exist if the config is an own-data config. A wrong argument ends the process with a
-    usage line and status 2.
+    The data of ``splits`` must exist if the config is an own-data config; if 'train' is one of them, so must the
+    checkpoints that the config names. Options that the config does not have are named on stderr.
+
+    Raises:
+        ConfigError: If the config, an option, or the data of an own-data config is wrong.
+        MissingCheckpointError: If a checkpoint of a training does not exist.
     """
-    if not os.path.isfile(args.config):
-        parser.error(f'config {args.config!r} does not exist')
     register_loader(getattr(args, 'trust_checkpoint', False))
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    first = not is_checked() and is_first_process()
+
+    def warn(sentence: str) -> None:
+        if first:
+            sys.stderr.write(f'{parser.prog}: warning: {sentence}\n')
+
+    cfg = read_config(args.config, args.cfg_options, warn)
+    if 'train' in splits and not is_checked():
+        require_checkpoints(cfg)
     try:
         return apply_own_data_settings(cfg, splits)
     except (OSError, ValueError) as error:
-        parser.error(f'{args.config}: {error}')
+        raise ConfigError(f'config {args.config!r}: {error}{_split_of(str(error), cfg, splits)}') from error
+
+
+def _split_of(message: str, cfg: Config, splits: Sequence[str]) -> str:
+    """Whose file an error is about, and what a config without it has, if it is none of the training's."""
+    files = {split: {dataset.get('ann_file') for dataset in leaf_datasets(cfg[f'{split}_dataloader'].dataset)}
+             for split in splits if cfg.get(f'{split}_dataloader')}
+    for split, names in files.items():
+        if any(name and name in message for name in names):
+            off = ' '.join(f'{split}_{part}=None' for part in ('cfg', 'dataloader', 'evaluator'))
+            return f'; it is of {split}_dataloader' + (f'. Without one: --cfg-options {off}' if split == 'val' else '')
+    return ''
 
 
 def load_runner_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str]) -> Config:
@@ -87,7 +119,8 @@ def load_runner_config(parser: argparse.ArgumentParser, args: argparse.Namespace
         parser.error(f'--launcher {args.launcher} needs GPUs, and torch sees none; without them, dist_train.sh and '
                      'dist_test.sh start processes on the CPU')
     cfg = load_config(parser, args, splits)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.launcher != 'slurm':
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
     if args.work_dir:
         cfg.work_dir = args.work_dir
@@ -96,15 +129,26 @@ def load_runner_config(parser: argparse.ArgumentParser, args: argparse.Namespace
     return cfg
 
 
+def is_checked() -> bool:
+    """Whether tools/env/launch.py has checked config, checkpoints and data before it has started this process."""
+    return bool(os.environ.get(CHECKED))
+
+
 def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[str]) -> None:
     """Ends the process with the findings if the data of the config has errors; one process of the job checks."""
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))) > 0:
+    if is_checked():
         return
-    findings = check_config(cfg, splits=splits)
+    try:
+        require_data(cfg, splits)
+    except ConfigError as error:
+        raise ConfigError(f'{error}. --skip-preflight starts without this check') from None
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', os.environ.get('NODE_RANK') or '0'))) > 0:
+        return
+    findings = check_config(cfg, splits=splits, cached=True)
     if errors_in(findings):
         roots = ' '.join(f'{split}_dataloader.dataset.data_root=FOLDER' for split in splits)
-        parser.exit(1, f'{format_findings(findings)}\nNothing was started. If the data is elsewhere: --cfg-options '
-                    f'{roots}, or as the config says. --skip-preflight starts without this check.\n')
+        parser.exit(WRONG_USAGE, f'{format_findings(findings)}\nNothing was started. If the data is elsewhere: '
+                    f'--cfg-options {roots}, or as the config says. --skip-preflight starts without this check.\n')
 
 
 def read_trusted(checkpoint: str, model: dict) -> dict:
@@ -179,19 +223,6 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
     return runner
 
 
-@contextmanager
-def one_sentence_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Ends the tool with status 1 and one sentence where a checkpoint cannot be used; one process of a machine prints.
-
-    All other errors keep their traceback.
-    """
-    try:
-        yield
-    except CheckpointError as error:
-        prints = os.environ.get('LOCAL_RANK', '0') == '0'
-        parser.exit(1, f'{parser.prog}: {error}\n' if prints else None)
-
-
 def leave() -> None:
     """Ends a process that has done its work; call it last.
 
@@ -217,7 +248,8 @@ def require_fit(model: nn.Module, content: dict, checkpoint: str, least: float) 
     Raises:
         ValueError: If fewer are.
     """
-    model = model.module if is_model_wrapper(model) else model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
     given = {name.removeprefix('module.'): value for name, value in find_state_dict(content, checkpoint).items()
              if isinstance(value, Tensor)}
     backbone = getattr(model, 'backbone', None)

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
 from partialnet_mm.analysis.trained_classifier import find_class, load_classifier, prepare, seen_box
 from tests.helpers.tiny_models import noise_images, write_small_classifier
@@ -31,13 +32,13 @@ def test_rectangle_that_the_network_sees(tiny, steps, height, width, expected):
     config, checkpoint = tiny
     pipeline = ', '.join(["dict(type='LoadImageFromFile')", *steps, "dict(type='PackInputs')"])
     config.write_text(config.read_text() + f'test_dataloader = dict(dataset=dict(pipeline=[{pipeline}]))\n')
-    classifier = load_classifier(str(config), str(checkpoint))
+    classifier = load_classifier(Config.fromfile(config), str(checkpoint))
     assert seen_box(classifier, height, width) == pytest.approx(expected, abs=1)
 
 
 def test_loaded_classifier_is_the_trained_one(tiny, images):
     config, checkpoint = tiny
-    classifier = load_classifier(str(config), str(checkpoint))
+    classifier = load_classifier(Config.fromfile(config), str(checkpoint))
     assert tuple(classifier.classes) == ('blue', 'green', 'red') and not classifier.model.training
     saved = torch.load(checkpoint, weights_only=False)['state_dict']
     assert all(torch.equal(value, saved[name]) for name, value in classifier.model.state_dict().items())

@@ -10,6 +10,7 @@ from partialnet_mm.engine.runners.command_line import (
     load_config,
     load_runner_config,
 )
+from partialnet_mm.engine.runners.config_file import ConfigError
 from tests.helpers.libraries import ROOT
 
 CUSTOM = str(ROOT / 'configs/mask_rcnn/partialnet_t0_custom.py')
@@ -41,13 +42,16 @@ def test_work_folder_and_launcher(words, folder, monkeypatch):
 
 @pytest.mark.parametrize('words, message', [
     (('nowhere.py', ), "config 'nowhere.py' does not exist"),
-    ((CUSTOM, '--cfg-options', 'model'), "--cfg-options: 'model' is not KEY=VALUE"),
-    ((CUSTOM, '--cfg-options', 'data_root=nowhere'), "partialnet_t0_custom.py: data_root 'nowhere' is not a folder"),
+    ((CUSTOM, '--cfg-options', 'data_root=nowhere'), "partialnet_t0_custom.py': data_root 'nowhere' is not a folder"),
     ((CUSTOM, '--cfg-options', 'classes=[]'), 'classes must be names'),
 ])
-def test_mistakes_are_usage_errors(words, message, capsys):
-    with pytest.raises(SystemExit) as leaving:
+def test_mistakes_are_errors_of_the_config(words, message):
+    with pytest.raises(ConfigError, match=message):
         load_config(*parse(*words), splits=('train', ))
-    assert leaving.value.code == 2
-    said = capsys.readouterr().err
-    assert message in said and said.startswith('usage:')
+
+
+@pytest.mark.parametrize('word', ['model', '=5', 'a..b=1', "classes=['a'"])
+def test_options_that_are_no_pairs(word, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        parse(CUSTOM, '--cfg-options', word)
+    assert leaving.value.code == 2 and '--cfg-options' in capsys.readouterr().err
