@@ -64,7 +64,7 @@ def find_port(rank: int) -> int:
         fail(f'PORT={port} cannot be used on this machine ({error.strerror}): another program may use it')
 
 
-def check_tool(script: str, arguments: list[str], processes: int) -> None:
+def check_tool(script: str, arguments: list[str], processes: int, machines: int) -> None:
     """Lets tools/train.py or tools/test.py check its command line; other scripts are started as they are."""
     if Path(script).resolve() not in (HERE.parent / 'train.py', HERE.parent / 'test.py'):
         return
@@ -84,7 +84,10 @@ def check_tool(script: str, arguments: list[str], processes: int) -> None:
         if note:
             print(f'torchrun.sh: {note}', file=sys.stderr)
 
+    # What torchrun tells the processes: a tool may divide its batch among them.
+    os.environ['WORLD_SIZE'] = str(machines * processes)
     check()
+    del os.environ['WORLD_SIZE']
     os.environ[CHECKED] = '1'
 
 
@@ -92,7 +95,7 @@ def main() -> None:
     processes, script, *arguments = sys.argv[1:]
     machines, rank, address = check_variables()
     find_port(rank)
-    check_tool(script, arguments, int(processes))
+    check_tool(script, arguments, int(processes), machines)
     endpoint = address, str(find_port(rank))
     restarts = os.environ.get('RESTARTS') or '0'
     options = [f'--nnodes={machines}', f'--nproc_per_node={processes}', f'--node_rank={rank}']

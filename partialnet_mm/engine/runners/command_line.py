@@ -144,7 +144,7 @@ def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[st
         raise ConfigError(f'{error}. --skip-preflight starts without this check') from None
     if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', os.environ.get('NODE_RANK') or '0'))) > 0:
         return
-    findings = check_config(cfg, splits=splits, cached=True)
+    findings = check_config(cfg, splits=splits)
     if errors_in(findings):
         roots = ' '.join(f'{split}_dataloader.dataset.data_root=FOLDER' for split in splits)
         parser.exit(WRONG_USAGE, f'{format_findings(findings)}\nNothing was started. If the data is elsewhere: '
