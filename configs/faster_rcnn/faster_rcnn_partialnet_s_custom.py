@@ -9,5 +9,5 @@ _base_ = [
 
 model = dict(
     # From random weights, the batch norms must be trained.
-    backbone=dict(arch='s', drop_path_rate=0.15, norm_eval=False),
+    backbone=dict(arch='s', drop_path_rate=0.15, norm_eval=False, train_folded=False),
     neck=dict(in_channels=[96, 192, 384, 768]))
