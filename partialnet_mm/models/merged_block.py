@@ -1,6 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The inference form: one block for all variants, and the merging of whole models."""
-from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -97,7 +96,8 @@ class MergedBlock(nn.Module):
         if hasattr(block, OWN_RESIDUAL):
             self.register_buffer(OWN_RESIDUAL, block.own_residual)
         channels = conv1.in_channels
-        self.mlp = nn.Sequential(OrderedDict(
+        # A container without a forward of its own: PAT_sp needs the hidden layer, too.
+        self.mlp = nn.ModuleDict(dict(
             conv1=conv_of(PointwiseConv2d, conv1, folded.weight1, folded.bias1),
             act=block.mlp.act,
             conv2=conv_of(PointwiseConv2d, conv1, folded.weight2[:channels], folded.bias2[:channels])))

@@ -232,7 +232,8 @@ def test_what_sits_on_a_folded_layer_is_refused(name, trained):
 
 def called_children(model: nn.Module) -> list[str]:
     """All modules that compute: containers of modules have no forward of their own."""
-    return [name for name, module in model.named_modules() if name and not isinstance(module, nn.ModuleList)]
+    return [name for name, module in model.named_modules()
+            if name and not isinstance(module, (nn.ModuleList, nn.ModuleDict))]
 
 
 @pytest.mark.parametrize('form', ['trained', 'merged'])
