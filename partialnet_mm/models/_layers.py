@@ -11,8 +11,8 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# torch 2.1 has no public one that is quick to import.
-is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling
+# torch 2.1 does not have it; its compiler leaves checkpoint() to eager execution.
+is_compiling = getattr(torch.compiler, 'is_compiling', bool)
 
 
 class PointwiseConv2d(nn.Conv2d):

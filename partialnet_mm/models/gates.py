@@ -15,7 +15,10 @@ from torch.autograd.function import FunctionCtx
 
 from ._arguments import build_with
 from ._folding import conv_of, fold_after, norm_affine, require_plain, weight_and_bias
-from ._layers import GlobalConv2d, hard_sigmoid, is_compiling, normalize
+from ._layers import GlobalConv2d, hard_sigmoid, normalize
+
+# torch 2.1 has no public one that is quick to import.
+is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling
 
 #: Short names of the gates, the paper's own first.
 GATES = dict(gaussian='GaussianGate', srm='SRMGate', se='SEGate', eca='ECAGate', cbam='CBAMGate')
