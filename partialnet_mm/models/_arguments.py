@@ -25,7 +25,8 @@ def named_arguments(init: Callable) -> Callable:
     def checked(self: object, *args: object, **kwargs: object) -> None:
         for name, value in kwargs.items():
             if name not in allowed:
-                near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.7)
+                near = ([known for known in allowed if name in known]
+                        or difflib.get_close_matches(name, allowed, n=1, cutoff=0.7))
                 raise TypeError(f'{type(self).__name__} has no argument {name!r} (given {name}={value!r})'
                                 f'{f"; did you mean {near[0]!r}?" if near else "."} Allowed are {", ".join(allowed)}')
         init(self, *args, **kwargs)

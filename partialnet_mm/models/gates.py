@@ -17,6 +17,9 @@ from ._arguments import build_with
 from ._folding import conv_of, fold_after, norm_affine, require_plain, weight_and_bias
 from ._layers import GlobalConv2d, hard_sigmoid, normalize
 
+# torch 2.1 has no public one that is quick to import.
+is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling
+
 #: Short names of the gates, the paper's own first.
 GATES = dict(gaussian='GaussianGate', srm='SRMGate', se='SEGate', eca='ECAGate', cbam='CBAMGate')
 
@@ -56,8 +59,8 @@ def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
         a single pixel is 0.
     """
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-    # The difference is float32, too.
-    mean = pixels.mean(1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    # The difference is float32, too. The compiler of torch 2.1 does not follow torch.promote_types.
+    mean = pixels.mean(1, keepdim=True, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     variance = (pixels - mean).square().sum(1) / max(pixels.shape[1] - 1, 1)
     # The root of 0 has no gradient.
     return mean.squeeze(1), variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
@@ -94,8 +97,9 @@ class _StatisticsGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
-        # In evaluation mode plain operators, which exporters follow.
-        mean_and_std = MeanAndDeviation.apply(x) if self.training else mean_and_deviation(x)
+        # Exporters follow plain operators, and a compiler chooses by itself what it keeps.
+        keeps_less = self.training and not is_compiling()
+        mean_and_std = MeanAndDeviation.apply(x) if keeps_less else mean_and_deviation(x)
         statistics = torch.stack(mean_and_std, dim=2).to(x.dtype)
         return hard_sigmoid(normalize(self.norm, self.conv(statistics.unsqueeze(2))))
 

@@ -35,6 +35,7 @@ def test_known_arguments_pass(args, kwargs, given):
                     'colour'),
     (dict(color='blue'), "Box has no argument 'color' (given color='blue'); did you mean 'colour'? Allowed are width, "
                          'height, colour'),
+    (dict(our=3), "Box has no argument 'our' (given our=3); did you mean 'colour'? Allowed are width, height, colour"),
     (dict(lid=[1]), "Box has no argument 'lid' (given lid=[1]). Allowed are width, height, colour"),
 ])
 def test_unknown_arguments(kwargs, message):

@@ -197,6 +197,10 @@ def test_every_parameter_learns(options, tiny_arch):
         assert parameter.grad.abs().sum() > 0, name
 
 
+def norms_of(model):
+    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+
+
 FROZEN = {
     -1: (),
     0: ('downsample_layers.0.', ),
@@ -214,7 +218,7 @@ def test_frozen_stages(frozen_stages, tiny_arch):
     model.init_weights()
     model.eval()
     model.train()
-    before = {name: value.clone() for name, value in model.named_buffers()}
+    before = copy.deepcopy(norms_of(model))
     outs = model(torch.randn(4, 3, 64, 64))
     if frozen_stages == 4:
         assert not any(out.requires_grad for out in outs)
@@ -225,21 +229,16 @@ def test_frozen_stages(frozen_stages, tiny_arch):
         frozen = name.startswith(prefixes)
         assert parameter.requires_grad == (not frozen), name
         assert (parameter.grad is None) == frozen, name
-    for name, buffer in model.named_buffers():
-        frozen = name.startswith(prefixes)
-        assert torch.equal(buffer, before[name]) == frozen, name
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
-            assert module.training == (not f'{name}.'.startswith(prefixes)), name
+    for name, norm in norms_of(model).items():
+        frozen = f'{name}.'.startswith(prefixes)
+        assert norm.training == (not frozen), name
+        for kind, statistic in norm.named_buffers():
+            assert torch.equal(statistic, before[name].get_buffer(kind)) == frozen, (name, kind)
 
 
 def test_frozen_stages_without_out_norms(tiny_arch):
     model = PartialNet(tiny_arch, out_indices=(3, ), frozen_stages=3).train()
     assert {name.split('.')[1] for name, p in model.named_parameters() if p.requires_grad} == {'3'}
-
-
-def norms_of(model):
-    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 
 def test_norm_eval_keeps_the_statistics_of_layers_and_trains_those_of_returned_feature_maps(tiny_arch):
