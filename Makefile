@@ -35,7 +35,7 @@ faults: env
 
 soak: env
 	@[ -d data/shapes ] || $(BIN)/python tools/dataset_tools/make_shapes.py data/shapes
-	$(BIN)/python tools/misc/soak.py configs/mask_rcnn/partialnet_t0_shapes.py
+	nice -n 19 $(BIN)/python tools/misc/soak.py configs/mask_rcnn/partialnet_t0_shapes.py
 
 lint: env
 	$(BIN)/ruff check .

@@ -4,7 +4,6 @@
 Exits with 1 if the memory of the training process grows by more than the limit.
 """
 import gc
-import os
 import sys
 import tempfile
 import time
@@ -86,7 +85,6 @@ def main() -> int:
     args = parser.parse_args()
     if args.minutes < 1:
         parser.error(f'--minutes must be at least 1, got {args.minutes}')
-    os.nice(19)
     torch.set_num_threads(1)
     cfg = load_config(parser, args, ('train', ))
     vary_sizes(cfg.train_dataloader)
