@@ -13,7 +13,6 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from partialnet_mm.checkpoint import MissingCheckpointError
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
 from partialnet_mm.engine.runners.command_line import (
     add_config_arguments,
@@ -102,7 +101,7 @@ def without_file_name(cfg: Config) -> Config:
 def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
     """The config of a command line, after all checks that need no model; tools/env/launch.py calls this, too."""
     if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
-        raise MissingCheckpointError(f'checkpoint {args.checkpoint!r} does not exist')
+        parser.error(f'checkpoint {args.checkpoint!r} does not exist')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must end in .pkl or .pickle, got {args.out!r}')
     cfg = load_runner_config(parser, args, splits=('test', ))

@@ -35,7 +35,9 @@ def plain_pipeline(pipeline: Sequence[dict]) -> list[dict]:
         if kind == 'FastRandomResizedCrop':
             flip_prob = arguments.pop('flip_prob', 0.0)
             arguments.pop('scaled_decoding', None)
-            steps.append(dict(type='LoadImageFromFile', backend_args=arguments.pop('backend_args', None)))
+            loading = {key: value for key, value in arguments.items() if key == 'backend_args'}
+            arguments.pop('backend_args', None)
+            steps.append(dict(loading, type='LoadImageFromFile'))
             steps.append(dict(dict(interpolation='bicubic'), type='RandomResizedCrop', backend='pillow', **arguments))
             if flip_prob:
                 steps.append(dict(type='RandomFlip', prob=flip_prob, direction='horizontal'))

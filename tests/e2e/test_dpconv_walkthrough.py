@@ -205,7 +205,7 @@ def test_fixed_network_computes_what_the_search_did(mixers, fixed_mixers, tmp_pa
 def test_other_checkpoints_are_refused(tool, name, message, searches, tmp_path, monkeypatch, capsys):
     arguments = [searches / name, *([tmp_path / 'out.pth'] if tool == TO_FIXED else [])]
     _, err, status = run_here(monkeypatch, capsys, tool, *arguments)
-    assert status == 1 and message in err and name in err
+    assert status == 2 and message in err and name in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,7 +214,7 @@ def test_gates_out_of_order_and_other_networks_are_reported(searches, monkeypatc
     assert status == 0
     assert re.search(r'\| stages.1.0 \| 1/\d+ \* \|', out) and '* gates out of order' in out
     _, err, status = run_here(monkeypatch, capsys, RATIOS, searches / 'k4.pth', searches / 'deeper.pth')
-    assert status == 1 and 'are of different networks: they have 6 and 5 DPConv layers' in err
+    assert status == 2 and 'are of different networks: they have 6 and 5 DPConv layers' in err
 
 
 @pytest.mark.parametrize('arguments, usage', [

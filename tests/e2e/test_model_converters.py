@@ -286,11 +286,11 @@ def test_a_block_that_no_tensor_shows_is_asked_for(tmp_path, command):
     state = reference_network.random_state(40, (1, 2, 8, 2), 1, False, attentions=['none'] * 4, with_spatial=False)
     source = save(state, tmp_path / 'fasternet.pth')
     status, out, err = command(CONVERT, source, tmp_path / 'ours.pth')
-    assert (status, out) == (1, '') and '--stage4-block' in err and 'No tensor shows the block' in err
+    assert (status, out) == (2, '') and '--stage4-block' in err and 'No tensor shows the block' in err
     status, out, _ = command(CONVERT, source, tmp_path / 'ours.pth', '--stage4-block', 'v1')
     assert status == 0 and 'This is FasterNet-T0: configs/ablations/fasternet_t0_in1k.py\n' in out
     status, _, err = command(CONVERT, tmp_path / 'ours.pth', tmp_path / 'back.pth', '--reverse')
-    assert status == 1 and '--stage4-block' in err
+    assert status == 2 and '--stage4-block' in err
     assert command(CONVERT, tmp_path / 'ours.pth', tmp_path / 'timm.pth', '--reverse', '--layout', 'timm')[0] == 0
     assert command(CONVERT, tmp_path / 'timm.pth', tmp_path / 'again.pth')[0] == 0
     again, ours = (torch.load(tmp_path / f'{name}.pth', weights_only=True) for name in ('again', 'ours'))
@@ -397,5 +397,5 @@ def test_a_disk_that_keeps_something_else_is_noticed(tmp_path, command, monkeypa
 def test_a_command_as_a_shell_runs_it(tmp_path):
     done = subprocess.run([sys.executable, f'tools/model_converters/{CONVERT}', str(tmp_path / 'no.pth'), 'out.pth'],
                           capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout) == (1, '')
+    assert (done.returncode, done.stdout) == (2, '')
     assert re.fullmatch(rf"'{tmp_path}/no.pth' was not converted: checkpoint '.*' does not exist\n", done.stderr)

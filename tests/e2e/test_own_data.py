@@ -222,8 +222,8 @@ def test_pictures_of_another_format(to, tmp_path, monkeypatch, capsys):
         boxes = sorted(node['bbox'] for part in written.values() for node in part['annotations'])
         assert np.allclose(boxes, sorted(node['bbox'] for node in content['annotations']))
         assert 'train with configs/faster_rcnn or configs/rtmdet' in printed
-        assert not errors_in(check_coco(tmp_path / 'out/annotations/instances_train.json', tmp_path / 'out/images',
-                                         masks=False))
+        files = (str(tmp_path / 'out' / name) for name in ('annotations/instances_train.json', 'images'))
+        assert not errors_in(check_coco(*files, masks=False))
     else:
         again = read_annotated_pictures(tmp_path / 'out', 'yolo')
         assert [picture.split for picture in again.pictures].count('val') == 2 and not again.dropped

@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_network_is_refused(trained, tmp_path):
     for command in (['tools/test.py', CONFIG, tmp_path / 'other.pth', '--cfg-options', *options, 'resume=True'],
                     ['tools/train.py', CONFIG, '--cfg-options', *options, f'load_from={tmp_path}/other.pth']):
         done = run(sys.executable, *command, '--work-dir', tmp_path / 'work')
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert re.search(r"checkpoint '.*other.pth' belongs to another network or other classes: it fits 0 of \d+ "
                          'tensors of the MaskRCNN', done.stderr)
 
@@ -263,7 +263,7 @@ def test_custom_data_needs_no_training_data_to_be_tested(trained, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.search(r'coco/bbox_mAP +-?\d', done.stdout)
     done = run(sys.executable, *custom, 'classes=disc')
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert 'belongs to another network or other classes' in done.stderr and 'fc_cls.weight is (4, 256)' in done.stderr
 
 
@@ -271,8 +271,8 @@ def test_test_says_which_data_is_missing(trained, tmp_path):
     work, options, _ = trained
     done = run(sys.executable, 'tools/test.py', CONFIG, work / 'epoch_1.pth', '--work-dir', tmp_path, '--cfg-options',
                *options, 'test_dataloader.dataset.data_root=nowhere')
-    assert done.returncode == 1
-    assert 'nowhere/annotations/instances_val.json: the file does not exist' in done.stderr
+    assert done.returncode == 2
+    assert "the data is missing: 'nowhere/annotations/instances_val.json' of test_dataloader" in done.stderr
     assert '--cfg-options test_dataloader.dataset.data_root=' in done.stderr
 
 

@@ -41,11 +41,12 @@ def tiny(tmp_path_factory):
     arch = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type='ReLU'))
     config, checkpoint = write_model('classifier', folder, arch, lambda model: model)
     for split in ('train', 'val'):
-        for name in ('blue', 'green', 'red'):
+        for name in ('blue', 'red'):
             (folder / 'data' / split / name).mkdir(parents=True)
             Image.new('RGB', (64, 64), name).save(folder / 'data' / split / name / 'a.png')
     config.write_text(config.read_text() + ''.join(
-        f"{split}_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root='{folder}/data'))\n"
+        f"{split}_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root='{folder}/data', "
+        "metainfo=dict(classes=['blue', 'red'])))\n"
         for split in ('train', 'val', 'test')))
     return dict(config=config, checkpoint=checkpoint, image=folder / 'data/val/red/a.png')
 
@@ -179,11 +180,10 @@ def test_errors_of_others_keep_their_traceback(monkeypatch):
 def test_an_unknown_option_is_a_warning(tiny, monkeypatch, tmp_path, capsys):
     """Not so an argument of PartialNet or of the runner that the config leaves at its default."""
     arguments = [str(tiny['config']), '--cfg-options', 'model.backbone.norm_eva=True', 'model.backbone.with_cp=True',
-                 'randomness.seed=0', 'modle=1', 'test_dataloader.dataset.pipeline.1.scal=7']
+                 'randomness.seed=0', 'modle=1', 'test_dataloader.batch_siz=7']
     assert run_main(monkeypatch, 'tools/misc/preflight.py', *arguments) == 0
     said = capsys.readouterr().err.splitlines()
     assert [re.sub('^preflight.py: warning: --cfg-options adds ', '', line) for line in said] == [
         'model.backbone.norm_eva, which the config does not have; the nearest one is model.backbone.norm_eval',
         'modle, which the config does not have; the nearest one is model',
-        'test_dataloader.dataset.pipeline.1.scal, which the config does not have; the nearest one is '
-        'test_dataloader.dataset.pipeline.1.scale']
+        'test_dataloader.batch_siz, which the config does not have; the nearest one is test_dataloader.batch_size']

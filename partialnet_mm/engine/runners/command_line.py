@@ -151,6 +151,13 @@ def check_data(parser: argparse.ArgumentParser, cfg: Config, splits: Sequence[st
                     f'--cfg-options {roots}, or as the config says. --skip-preflight starts without this check.\n')
 
 
+def refuse_address(checkpoint: str) -> None:
+    """Raises a ValueError for a checkpoint that is not a file."""
+    if '://' in checkpoint:
+        raise CheckpointError(f'checkpoint {checkpoint!r} is an address: download it and name the file, or allow it '
+                              'with --trust-checkpoint')
+
+
 def read_trusted(checkpoint: str, model: dict) -> dict:
     """Reads a checkpoint as data, and hands it to mmengine, which asks for it later and does not open it again.
 
@@ -160,9 +167,7 @@ def read_trusted(checkpoint: str, model: dict) -> dict:
         ValueError: If it is an address, damaged, or holds more than data.
         FileNotFoundError: If it does not exist.
     """
-    if '://' in checkpoint:
-        raise CheckpointError(f'checkpoint {checkpoint!r} is an address: download it and name the file, or allow it '
-                              'with --trust-checkpoint')
+    refuse_address(checkpoint)
     try:
         content = read_checkpoint(checkpoint)
     except MissingCheckpointError:
@@ -194,6 +199,11 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
             to another network, and ``trust_checkpoint`` is not set; or if a
             ``conv_cfg`` of type 'PATConv' has replaced no layer.
     """
+    content = None
+    if cfg.get('load_from') and not trust_checkpoint:
+        refuse_address(cfg.load_from)
+        if not cfg.get('resume'):  # what a training resumes from is read by the checkpoint hook
+            content = read_trusted(cfg.load_from, cfg.model)
     if not torch.cuda.is_available():
         if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
             for option in ('loss_scale', 'dtype', 'use_fsdp'):
@@ -212,14 +222,11 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
                 **(cfg.get('model_wrapper_cfg') or {}))
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     require_patconv(runner.model, cfg.model)
-    hooks = [hook for hook in runner.hooks if isinstance(hook, CrashSafeCheckpointHook)]
-    for hook in hooks:
-        hook.trust_checkpoint = trust_checkpoint
-    # The hook reads what a training resumes from.
-    if cfg.get('load_from') and not trust_checkpoint and not (hooks and cfg.get('resume')):
-        content = read_trusted(cfg.load_from, cfg.model)
-        if not cfg.get('resume'):
-            require_fit(runner.model, content, cfg.load_from, least_fit)
+    for hook in runner.hooks:
+        if isinstance(hook, CrashSafeCheckpointHook):
+            hook.trust_checkpoint = trust_checkpoint
+    if content is not None:
+        require_fit(runner.model, content, cfg.load_from, least_fit)
     return runner
 
 
