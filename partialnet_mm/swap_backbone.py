@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 
+from .config_types import complete_types, type_name
 from .models import PartialNet
 
 STRIDES = (4, 8, 16, 32)
@@ -82,6 +83,7 @@ def swap_backbone(cfg: Config, arch: str | dict = 's', checkpoint: str | None = 
     if not isinstance(cfg, Config):
         raise TypeError(f'cfg must be an mmengine Config, got {type(cfg).__name__}; Config.fromfile(path) reads one')
     cfg = copy.deepcopy(cfg)
+    complete_types(cfg)
     model = _model_with_backbone(cfg)
     _check_model(model)
     scope = cfg.get('default_scope') or 'mmengine'
@@ -96,7 +98,7 @@ def swap_backbone(cfg: Config, arch: str | dict = 's', checkpoint: str | None = 
     _check_sizes(readers, stages)
     # In dense prediction every feature map has a norm, also a single one.
     settings = dict(type='PartialNet', arch=arch, out_indices=tuple(stages.values()), out_norm=not classifies,
-                    norm_cfg=dict(type='SyncBN' if 'SyncBN' in str(model) else 'BN'))
+                    norm_cfg=dict(type='SyncBN' if _synchronizes(model) else 'BN'))
     if in_channels != 3:
         settings['in_channels'] = in_channels
     if checkpoint is not None:
@@ -142,7 +144,7 @@ def measure_backbone(cfg: dict, scope: str = 'mmengine', in_channels: int = 3) -
             backbone = MODELS.build(settings)
             backbone.eval()  # returns None in mmdet's ResNet
         except Exception as error:  # any, from any library
-            raise ValueError(f'the backbone {cfg.get("type")} cannot be built: {error}') from error
+            raise ValueError(f'the backbone {_type_of(cfg)} cannot be built: {error}') from error
         errors = []
         for size in SIZES:
             try:
@@ -152,12 +154,12 @@ def measure_backbone(cfg: dict, scope: str = 'mmengine', in_channels: int = 3) -
                 continue
             outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
             if any(not isinstance(output, torch.Tensor) or output.dim() not in (2, 4) for output in outputs):
-                raise ValueError(f'the backbone {cfg.get("type")} returns something other than feature maps '
+                raise ValueError(f'the backbone {_type_of(cfg)} returns something other than feature maps '
                                  '(B, C, H, W) and vectors (B, C)')
             maps = [FeatureMap(output.shape[1], round(size / output.shape[-1]) if output.dim() == 4 else 0)
                     for output in outputs]
             return MeasuredBackbone(maps, [name for name, _ in backbone.named_parameters()])
-    raise ValueError(f'the backbone {cfg.get("type")} cannot be run. ' + '; '.join(errors))
+    raise ValueError(f'the backbone {_type_of(cfg)} cannot be run. ' + '; '.join(errors))
 
 
 class _Reader(NamedTuple):
@@ -194,9 +196,14 @@ def _log(text: str, level: int = logging.WARNING) -> None:
 
 
 def _type_of(settings: dict) -> str:
-    """The type's name without its library: 'FPN' for 'mmdet.FPN', and for the class in a pure-Python config."""
-    kind = settings.get('type')
-    return getattr(kind, '__name__', str(kind)).split('.')[-1]
+    return type_name(settings.get('type'))
+
+
+def _synchronizes(node: Any) -> bool:
+    """Whether a module in a tree of dicts and lists has synchronized batch norms."""
+    if isinstance(node, dict):
+        return _type_of(node).endswith('SyncBN') or any(map(_synchronizes, node.values()))
+    return isinstance(node, (list, tuple)) and any(map(_synchronizes, node))
 
 
 def _model_with_backbone(cfg: Config) -> dict:
@@ -376,10 +383,11 @@ def _adapt_optimizer(cfg: Config, old_names: list[str], new_names: list[str]) ->
         _log(f'optim_wrapper.optimizer is {_type_of(optimizer)} with lr={optimizer.get("lr")}; PartialNet was trained '
              'with AdamW: lr=2e-4 (S) or 1e-4 (M, L) and weight_decay=1e-4 for Mask R-CNN at batch 16')
     paramwise = wrapper.get('paramwise_cfg') or {}
-    if wrapper.get('constructor') in FOREIGN_LAYER_DECAY:
+    constructor = type_name(wrapper.get('constructor'))
+    if constructor in FOREIGN_LAYER_DECAY:
         wrapper.paramwise_cfg = dict(
             decay_rate=paramwise.get('decay_rate'), norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.)
-        _log(f'optim_wrapper.constructor {wrapper.constructor} does not support PartialNet and was replaced by '
+        _log(f'optim_wrapper.constructor {constructor} does not support PartialNet and was replaced by '
              f'PartialNetLayerDecayConstructor with {wrapper.paramwise_cfg}; each block is one layer')
         wrapper.constructor = 'PartialNetLayerDecayConstructor'
         return

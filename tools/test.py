@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from partialnet_mm.checkpoint import MissingCheckpointError
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
+from partialnet_mm.config_types import type_name
 from partialnet_mm.engine.runners.command_line import (
     add_config_arguments,
     add_runner_arguments,
@@ -24,7 +25,6 @@ from partialnet_mm.engine.runners.command_line import (
     load_runner_config,
 )
 from partialnet_mm.engine.runners.config_file import ConfigError, StartHook, config_errors
-from partialnet_mm.engine.runners.missing import type_name
 from partialnet_mm.engine.runners.tta import augment_test
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import merge_model

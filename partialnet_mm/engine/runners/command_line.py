@@ -21,6 +21,7 @@ from ...checkpoint.errors import TRUST_HINT
 from ...checkpoint.layouts import foreign_layout, refuse_other_network, with_own_names
 from ...checkpoint.loader import hand_over
 from ...checkpoint.pretrained import content_for, find_state_dict
+from ...config_types import type_name
 from ...models import PartialNet, require_patconv
 from ...preflight import check_config, errors_in, format_findings, leaf_datasets
 from ..hooks import CrashSafeCheckpointHook
@@ -195,7 +196,7 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
             ``conv_cfg`` of type 'PATConv' has replaced no layer.
     """
     if not torch.cuda.is_available():
-        if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
+        if type_name((cfg.get('optim_wrapper') or {}).get('type')) == 'AmpOptimWrapper':
             for option in ('loss_scale', 'dtype', 'use_fsdp'):
                 cfg.optim_wrapper.pop(option, None)
             cfg.optim_wrapper.type = 'OptimWrapper'
