@@ -2,7 +2,7 @@
 """The types of a config, however they are written.
 
 A type is a class or a function itself (mmengine's pure-Python configs), a lazy import of it, its name, its name behind
-a library ('mmdet.ResNet') or behind a module ('mmdet.models.backbones.resnet.ResNet', as a pure-Python config is saved).
+a library ('mmdet.ResNet') or behind a module ('mmdet.models.backbones.resnet.ResNet', as mmengine saves a class).
 """
 import inspect
 from collections.abc import Callable, Mapping

@@ -52,7 +52,8 @@ def plain_pipeline(pipeline: Sequence[dict]) -> list[dict]:
 
 def at_resolution(pipeline: Sequence[dict], size: int) -> list[dict]:
     """A pipeline whose random resized crop gives images of a side."""
-    return [dict(step, scale=size) if type_name(step['type']).endswith('RandomResizedCrop') else step for step in pipeline]
+    return [dict(step, scale=size) if type_name(step['type']).endswith('RandomResizedCrop') else step
+            for step in pipeline]
 
 
 def write_photographs(source: Path, folder: Path, size: tuple[int, int], limit: int) -> list[Path]:
