@@ -46,8 +46,8 @@ def library_of(kind: Any) -> str | None:
     return next((name for name in (module.split('.')[0] for module in modules) if name in LIBRARIES), None)
 
 
-def complete_types(cfg: Config) -> None:
-    """Gives a config what pure-Python configs leave out, and a saved one of that kind what mmcv needs.
+def complete_types(cfg: Config) -> Config:
+    """Gives a config what pure-Python configs leave out, and a saved one of that kind what mmcv needs; returns it.
 
     Without a ``default_scope`` it gets the library of the model's type. A function of :mod:`mmcv.ops.nms` as a type is
     replaced by its name: saved as text with its module, mmcv does not find it.
@@ -57,6 +57,7 @@ def complete_types(cfg: Config) -> None:
         if scope is not None:
             cfg.default_scope = scope
     _name_suppression(cfg.get('model'))
+    return cfg
 
 
 def _name_suppression(node: Any) -> None:

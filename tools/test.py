@@ -81,6 +81,11 @@ def dump_predictions(cfg: Config, path: str) -> None:
     cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=path)]
 
 
+def drop_averaging(cfg: Config) -> None:
+    """Removes EMAHook, which would put averaged weights, loaded already, into the layers of the unmerged network."""
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or () if type_name(hook.get('type')) != 'EMAHook']
+
+
 class MergeHook(Hook):
     """Merges the network after its weights are loaded."""
 
@@ -141,8 +146,7 @@ def main() -> None:
         for sentence in augment_test(cfg):
             warn(sentence)
     if args.deploy:
-        # It would put averaged weights, which a test has loaded already, into the layers of the unmerged network.
-        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or () if type_name(hook.type) != 'EMAHook']
+        drop_averaging(cfg)
     start = StartHook()
     with config_errors(args.config, start):
         runner = build_runner(without_file_name(cfg), least_fit=1, trust_checkpoint=args.trust_checkpoint)

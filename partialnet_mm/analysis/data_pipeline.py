@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
 
-from ..config_types import type_name
+from ..config_types import complete_types, type_name
 from .commands import add_machine_arguments, existing_file, positive
 from .measure import Spread, markdown_table, progress, ratio
 
@@ -224,7 +224,8 @@ def report(args: Namespace, rates: Mapping[Path, float]) -> str:
             for a config of mmdet are missing.
     """
     with _one_thread(), tempfile.TemporaryDirectory() as folder:
-        measured = {config: _measure(Config.fromfile(config), args, Path(folder)) for config in args.configs}
+        measured = {config: _measure(complete_types(Config.fromfile(config)), args, Path(folder))
+                    for config in args.configs}
     labels = {config: f'{config.parent.name}/{config.stem}' for config in args.configs}
     parts = []
     for config, times in measured.items():

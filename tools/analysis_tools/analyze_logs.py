@@ -27,7 +27,7 @@ from partialnet_mm.analysis.paper import Figure, read_figures
 from partialnet_mm.analysis.report import write_report
 from partialnet_mm.checkpoint.pretrained import find_state_dict
 from partialnet_mm.checkpoint.reader import read_checkpoint
-from partialnet_mm.config_types import type_name
+from partialnet_mm.config_types import complete_types, type_name
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models.dpconv.fixed_ratios import block_ratios, searched_layers
 from partialnet_mm.models.dpconv.split_gates import is_legal, ratio_of
@@ -147,7 +147,7 @@ def print_table(args: argparse.Namespace) -> None:
         paths = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
         if not paths:
             raise ValueError(f'{work_dir} has no config: name the work folder of a training')
-        cfg = Config.fromfile(paths[-1], import_custom_modules=False)
+        cfg = complete_types(Config.fromfile(paths[-1], import_custom_modules=False))
         metrics = CLASSIFICATION if cfg.get('default_scope') == 'mmpretrain' else DETECTION
         # Detectors of boxes only have no mask AP.
         curves = [read_curve(work_dir, metrics[0].key), *(find_curve(work_dir, metric.key)[0]

@@ -196,12 +196,7 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
             ``conv_cfg`` of type 'PATConv' has replaced no layer.
     """
     if not torch.cuda.is_available():
-        if type_name((cfg.get('optim_wrapper') or {}).get('type')) == 'AmpOptimWrapper':
-            for option in ('loss_scale', 'dtype', 'use_fsdp'):
-                cfg.optim_wrapper.pop(option, None)
-            cfg.optim_wrapper.type = 'OptimWrapper'
-            print_log('no GPU: training in float32, not in the mixed precision that the config asks for',
-                      logger='current', level=logging.WARNING)
+        train_in_float32(cfg)
         if cfg.launcher == 'pytorch':
             # mmengine's own set-up would look for a GPU for each process.
             torch.distributed.init_process_group('gloo')
@@ -222,6 +217,16 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
         if not cfg.get('resume'):
             require_fit(runner.model, content, cfg.load_from, least_fit)
     return runner
+
+
+def train_in_float32(cfg: Config) -> None:
+    """Takes mixed precision out of a config, with a warning."""
+    if type_name((cfg.get('optim_wrapper') or {}).get('type')) == 'AmpOptimWrapper':
+        for option in ('loss_scale', 'dtype', 'use_fsdp'):
+            cfg.optim_wrapper.pop(option, None)
+        cfg.optim_wrapper.type = 'OptimWrapper'
+        print_log('no GPU: training in float32, not in the mixed precision that the config asks for',
+                  logger='current', level=logging.WARNING)
 
 
 def leave() -> None:
