@@ -12,9 +12,10 @@ from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import MODELS, Registry
 
-#: Classes that mmengine and mmcv register under other names than their own.
-REGISTERED_NAMES = {'PretrainedInit': 'Pretrained', 'BatchNorm2d': 'BN', 'SyncBatchNorm': 'SyncBN', 'GroupNorm': 'GN',
-                    'LayerNorm': 'LN'}
+#: Classes and functions that mmengine, mmcv and this package register under other names than their own.
+REGISTERED_NAMES = {
+    'PretrainedInit': 'Pretrained', 'BatchNorm2d': 'BN', 'SyncBatchNorm': 'SyncBN', 'GroupNorm': 'GN',
+    'LayerNorm': 'LN', 'build_patconv': 'PATConv', 'build_patconvnext': 'PATConvNeXt', 'build_dpconv': 'DPConv'}
 #: Libraries whose name is a default scope.
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain', 'mmpose', 'mmrotate', 'mmdet3d', 'mmyolo')
 

@@ -26,7 +26,7 @@ from partialnet_mm.engine.runners.batch_size import apply_images_per_gpu
 from partialnet_mm.engine.runners.command_line import train_in_float32
 from partialnet_mm.engine.runners.config_file import unknown_keys
 from partialnet_mm.engine.runners.missing import require_checkpoints
-from partialnet_mm.models import PATConv2d, require_patconv
+from partialnet_mm.models import build_patconv, require_patconv
 from partialnet_mm.models._folding import local_norm
 from tests.helpers.libraries import shipped_config
 from tests.helpers.tool_scripts import load_tool
@@ -109,7 +109,7 @@ def test_merged_norms_are_local(form):
 
 def test_patconv_that_has_replaced_nothing(form):
     with pytest.raises(ValueError, match="is of type 'PATConv' and has replaced no layer"):
-        require_patconv(nn.Sequential(nn.Linear(1, 1)), dict(conv_cfg=dict(type=form(PATConv2d, 'PATConv'))))
+        require_patconv(nn.Sequential(nn.Linear(1, 1)), dict(conv_cfg=dict(type=form(build_patconv, 'PATConv'))))
 
 
 def test_mixed_precision_on_a_cpu(form):
