@@ -10,15 +10,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 
+from .config_types import complete_types, type_name
 from .models import PartialNet
 
 STRIDES = (4, 8, 16, 32)
 #: Image sizes to run an old backbone on, in this order: the later ones are for backbones that accept one size only.
-SIZES = (128, 224, 256)
+SIZES = (128, 224, 256, 299)
 # The normalization of PartialNet's pretraining (configs/_base_/datasets/imagenet.py).
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 #: Necks whose outputs contain no feature map of the backbone itself.
@@ -82,12 +83,13 @@ def swap_backbone(cfg: Config, arch: str | dict = 's', checkpoint: str | None = 
     if not isinstance(cfg, Config):
         raise TypeError(f'cfg must be an mmengine Config, got {type(cfg).__name__}; Config.fromfile(path) reads one')
     cfg = copy.deepcopy(cfg)
+    complete_types(cfg)
     model = _model_with_backbone(cfg)
     _check_model(model)
     scope = cfg.get('default_scope') or 'mmengine'
     old = model.backbone
     in_channels = (backbone or {}).get('in_channels', old.get('in_channels', 3))
-    measured = measure_backbone(old, scope, in_channels)
+    measured = measure_backbone(old, scope, old.get('in_channels', 3))
 
     classifies = 'head' in model or scope == 'mmpretrain'
     readers = _find_readers(model, measured.maps, classifies)
@@ -96,7 +98,7 @@ def swap_backbone(cfg: Config, arch: str | dict = 's', checkpoint: str | None = 
     _check_sizes(readers, stages)
     # In dense prediction every feature map has a norm, also a single one.
     settings = dict(type='PartialNet', arch=arch, out_indices=tuple(stages.values()), out_norm=not classifies,
-                    norm_cfg=dict(type='SyncBN' if 'SyncBN' in str(model) else 'BN'))
+                    norm_cfg=dict(type='SyncBN' if _synchronizes(model) else 'BN'))
     if in_channels != 3:
         settings['in_channels'] = in_channels
     if checkpoint is not None:
@@ -106,19 +108,24 @@ def swap_backbone(cfg: Config, arch: str | dict = 's', checkpoint: str | None = 
     with torch.random.fork_rng(devices=[]):
         # Wrong arguments raise here, not at the start of a training.
         new = PartialNet(**{key: value for key, value in settings.items() if key != 'type'})
+    if tuple(new.out_indices) != tuple(stages.values()):
+        raise ValueError(f'backbone.out_indices is {settings["out_indices"]}, but the neck and heads read stages '
+                         f'{tuple(stages.values())}, which have the strides of the old feature maps: leave it out')
     for reader in readers:
         reader.write(new.channels, stages)
+    _log_old_options(old)
     model.backbone = settings
+    _write_encoder(cfg.model, model)
 
     _drop_weights(cfg, model)
-    _normalize_images(cfg, model)
+    _normalize_images(cfg, model, in_channels)
     _adapt_optimizer(cfg, measured.parameters, [name for name, _ in new.named_parameters()])
     _add_import(cfg)
     return cfg
 
 
 class FeatureMap(NamedTuple):
-    """One output of a backbone. A vector, which has no position in the image, has stride 0."""
+    """One output of a backbone. Vectors, which have no position in the image, have stride 0."""
 
     channels: int
     stride: int
@@ -142,7 +149,10 @@ def measure_backbone(cfg: dict, scope: str = 'mmengine', in_channels: int = 3) -
             backbone = MODELS.build(settings)
             backbone.eval()  # returns None in mmdet's ResNet
         except Exception as error:  # any, from any library
-            raise ValueError(f'the backbone {cfg.get("type")} cannot be built: {error}') from error
+            cause = '' if scope != 'mmengine' else (
+                ". The config has no default_scope, by which its types are found: set it to 'mmdet', 'mmseg' or "
+                "'mmpretrain'")
+            raise ValueError(f'the backbone {_type_of(cfg)} cannot be built: {error}{cause}') from error
         errors = []
         for size in SIZES:
             try:
@@ -151,13 +161,14 @@ def measure_backbone(cfg: dict, scope: str = 'mmengine', in_channels: int = 3) -
                 errors.append(f'{size} x {size}: {error}')
                 continue
             outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
-            if any(not isinstance(output, torch.Tensor) or output.dim() not in (2, 4) for output in outputs):
-                raise ValueError(f'the backbone {cfg.get("type")} returns something other than feature maps '
-                                 '(B, C, H, W) and vectors (B, C)')
+            outputs = [output for output in outputs if output is not None]  # of a head for training only
+            if any(not isinstance(output, torch.Tensor) or output.dim() not in (2, 3, 4) for output in outputs):
+                raise ValueError(f'the backbone {_type_of(cfg)} returns something other than feature maps '
+                                 '(B, C, H, W), vectors (B, C) and sequences of them (B, C, N)')
             maps = [FeatureMap(output.shape[1], round(size / output.shape[-1]) if output.dim() == 4 else 0)
                     for output in outputs]
             return MeasuredBackbone(maps, [name for name, _ in backbone.named_parameters()])
-    raise ValueError(f'the backbone {cfg.get("type")} cannot be run. ' + '; '.join(errors))
+    raise ValueError(f'the backbone {_type_of(cfg)} cannot be run. ' + '; '.join(errors))
 
 
 class _Reader(NamedTuple):
@@ -194,19 +205,56 @@ def _log(text: str, level: int = logging.WARNING) -> None:
 
 
 def _type_of(settings: dict) -> str:
-    """The type's name without its library: 'FPN' for 'mmdet.FPN', and for the class in a pure-Python config."""
-    kind = settings.get('type')
-    return getattr(kind, '__name__', str(kind)).split('.')[-1]
+    return type_name(settings.get('type'))
+
+
+def _synchronizes(node: Any) -> bool:
+    """Whether a module in a tree of dicts and lists has synchronized batch norms."""
+    if isinstance(node, dict):
+        return _type_of(node).endswith('SyncBN') or any(map(_synchronizes, node.values()))
+    return isinstance(node, (list, tuple)) and any(map(_synchronizes, node))
 
 
 def _model_with_backbone(cfg: Config) -> dict:
-    """The model, or the detector inside a tracker or a semi-supervised model."""
+    """The model, or the detector inside a tracker or a semi-supervised model, or a retriever's encoder and head."""
     model = cfg.get('model') or {}
+    if model.get('image_encoder'):
+        encoder = model.image_encoder
+        first, *necks = encoder if isinstance(encoder, (list, tuple)) else (encoder.get('backbone'), )
+        model = ConfigDict(type=model.get('type'), backbone=first, head=model.get('head'))
+        if isinstance(encoder, dict):
+            necks = encoder.get('neck')
+        if necks:
+            model.neck = necks
     while 'backbone' not in model and isinstance(model.get('detector'), dict):
         model = model.detector
     if not isinstance(model.get('backbone'), dict):
         raise ValueError(f'cfg.model of type {_type_of(model)} has no backbone to replace; it has {sorted(model)}')
     return model
+
+
+def _write_encoder(whole: dict, model: dict) -> None:
+    """Puts backbone and necks back to where :func:`_model_with_backbone` has taken them from in a retriever."""
+    encoder = whole.get('image_encoder')
+    if isinstance(encoder, dict):
+        encoder.backbone = model.backbone
+        if 'neck' in model:
+            encoder.neck = model.neck
+    elif encoder:
+        necks = model.get('neck', [])
+        whole.image_encoder = [model.backbone, *(necks if isinstance(necks, (list, tuple)) else [necks])]
+
+
+def _log_old_options(old: dict) -> None:
+    """Logs what the old backbone has, and PartialNet could have, or has otherwise."""
+    lost = {key: old[key] for key in ('with_cp', 'frozen_stages') if old.get(key) not in (None, False, -1)}
+    if lost:
+        _log(f'options of the old backbone that PartialNet does not get: {lost}; to set them: backbone={lost}',
+             logging.INFO)
+    norm = type_name((old.get('norm_cfg') or {}).get('type', 'BN'))
+    if norm.removeprefix('MM') not in ('BN', 'SyncBN'):
+        _log(f'the norm of the backbone was {norm} and is a batch norm now; few images per GPU need norm_eval=True and '
+             'a checkpoint')
 
 
 def _heads(model: dict) -> list[tuple[str, dict]]:
@@ -232,7 +280,13 @@ def _find_readers(model: dict, maps: list[FeatureMap], classifies: bool) -> list
     if classifies and maps[-1].stride == 0:
         # The old backbone returned vectors; PartialNet returns a feature map.
         pooling = dict(type='GlobalAveragePooling')
+        necks = [(where, neck) for where, neck in necks if _type_of(neck) != 'GlobalAveragePooling']
         model['neck'] = [pooling, *(neck for _, neck in necks)] if necks else pooling
+        head = model.get('head')
+        if isinstance(head, dict) and _type_of(head) == 'ClsHead' and not necks:
+            # The old backbone had the classifier, whose outputs are as many as its classes.
+            _log(f'model.head, a ClsHead, is a LinearClsHead of {maps[-1].channels} classes now', logging.INFO)
+            head.update(type='LinearClsHead', num_classes=maps[-1].channels, in_channels=maps[-1].channels)
     for where, neck in necks:
         if 'in_channels' in neck:
             if _type_of(neck) not in KNOWN_NECKS:
@@ -261,6 +315,9 @@ def _readers_of_heads(where: str, head: dict, maps: list[FeatureMap]) -> Iterato
         where, head = f'{where}.kernel_generate_head', head['kernel_generate_head']
     if 'in_channels' not in head:
         return
+    if _type_of(head) == 'SETRUPHead' and len({old.stride for old in maps}) < len(maps):
+        raise ValueError(f'{where} of type SETRUPHead cannot read PartialNet: it enlarges the equally sized feature '
+                         'maps of a plain vision transformer')
     several = isinstance(head['in_channels'], (list, tuple))
     index = head.get('in_index', list(range(len(maps))) if several else -1)
     indices = index if isinstance(index, (list, tuple)) else [index]
@@ -338,25 +395,27 @@ def _check_sizes(readers: list[_Reader], stages: dict[int, int]) -> None:
 
 def _drop_weights(cfg: Config, model: dict) -> None:
     """Removes pretrained weights of the old backbone and model."""
-    model.pop('pretrained', None)
-    weights = [init for _, init in _entries('model.init_cfg', model.get('init_cfg')) if _type_of(init) == 'Pretrained']
-    if weights:
-        _log(f'model.init_cfg, the weights of the whole old model, was removed: {weights[0].get("checkpoint")}')
-        del model['init_cfg']
+    for owner in (model, cfg.model):
+        owner.pop('pretrained', None)
+        weights = [init for _, init in _entries('', owner.get('init_cfg')) if _type_of(init) == 'Pretrained']
+        if weights:
+            _log(f'model.init_cfg, the weights of the whole old model, was removed: {weights[0].get("checkpoint")}')
+            del owner['init_cfg']
     if cfg.get('load_from'):
         _log(f'load_from, the weights of the whole old model, was removed: {cfg.load_from}')
         cfg.load_from = None
 
 
-def _normalize_images(cfg: Config, model: dict) -> None:
+def _normalize_images(cfg: Config, model: dict, in_channels: int) -> None:
     """Gives data preprocessors the mean, standard deviation and channel order of PartialNet's pretraining."""
     for owner in (cfg, cfg.model, model):
         settings = owner.get('data_preprocessor') or {}
         settings = settings.get('data_preprocessor', settings)  # in a semi-supervised model
         if 'mean' not in settings and 'type' not in settings:
             continue
-        if len(settings.get('mean') or MEAN) != len(MEAN):
-            _log(f'data_preprocessor.mean={settings.mean} was left: the images are not RGB')
+        mean = settings.get('mean') or MEAN
+        if in_channels != len(MEAN) or not isinstance(mean, (list, tuple)) or len(mean) != len(MEAN):
+            _log(f'data_preprocessor.mean={settings.get("mean")} was left: the images are not RGB')
             continue
         to_rgb = 'to_rgb' if 'to_rgb' in settings or cfg.get('default_scope') == 'mmpretrain' else 'bgr_to_rgb'
         wanted = {'mean': MEAN, 'std': STD, to_rgb: True}
@@ -376,10 +435,11 @@ def _adapt_optimizer(cfg: Config, old_names: list[str], new_names: list[str]) ->
         _log(f'optim_wrapper.optimizer is {_type_of(optimizer)} with lr={optimizer.get("lr")}; PartialNet was trained '
              'with AdamW: lr=2e-4 (S) or 1e-4 (M, L) and weight_decay=1e-4 for Mask R-CNN at batch 16')
     paramwise = wrapper.get('paramwise_cfg') or {}
-    if wrapper.get('constructor') in FOREIGN_LAYER_DECAY:
+    constructor = type_name(wrapper.get('constructor'))
+    if constructor in FOREIGN_LAYER_DECAY:
         wrapper.paramwise_cfg = dict(
             decay_rate=paramwise.get('decay_rate'), norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.)
-        _log(f'optim_wrapper.constructor {wrapper.constructor} does not support PartialNet and was replaced by '
+        _log(f'optim_wrapper.constructor {constructor} does not support PartialNet and was replaced by '
              f'PartialNetLayerDecayConstructor with {wrapper.paramwise_cfg}; each block is one layer')
         wrapper.constructor = 'PartialNetLayerDecayConstructor'
         return

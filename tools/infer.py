@@ -25,6 +25,7 @@ from torch import nn
 from partialnet_mm.analysis.commands import any_device, positive
 from partialnet_mm.checkpoint import MissingCheckpointError
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
+from partialnet_mm.config_types import type_name
 from partialnet_mm.engine.runners.command_line import (
     add_config_arguments,
     add_trust_argument,
@@ -33,7 +34,6 @@ from partialnet_mm.engine.runners.command_line import (
     require_fit,
 )
 from partialnet_mm.engine.runners.config_file import ConfigError, config_errors
-from partialnet_mm.engine.runners.missing import type_name
 from partialnet_mm.engine.runners.own_data import is_own_data_config
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import PartialNet, merge_model

@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from partialnet_mm.checkpoint.atomic import refuse_overwrite
+from partialnet_mm.config_types import type_name
 from partialnet_mm.engine.runners.command_line import (
     add_config_arguments,
     add_runner_arguments,
@@ -23,7 +24,6 @@ from partialnet_mm.engine.runners.command_line import (
     load_runner_config,
 )
 from partialnet_mm.engine.runners.config_file import ConfigError, StartHook, config_errors
-from partialnet_mm.engine.runners.missing import type_name
 from partialnet_mm.engine.runners.tta import augment_test
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import merge_model
@@ -78,6 +78,11 @@ def dump_predictions(cfg: Config, path: str) -> None:
     kind = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=path)]
+
+
+def drop_averaging(cfg: Config) -> None:
+    """Removes EMAHook, which would put averaged weights, loaded already, into the layers of the unmerged network."""
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or () if type_name(hook.get('type')) != 'EMAHook']
 
 
 class MergeHook(Hook):
@@ -140,8 +145,7 @@ def main() -> None:
         for sentence in augment_test(cfg):
             warn(sentence)
     if args.deploy:
-        # It would put averaged weights, which a test has loaded already, into the layers of the unmerged network.
-        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or () if type_name(hook.type) != 'EMAHook']
+        drop_averaging(cfg)
     start = StartHook()
     with config_errors(args.config, start):
         runner = build_runner(without_file_name(cfg), least_fit=1, trust_checkpoint=args.trust_checkpoint)

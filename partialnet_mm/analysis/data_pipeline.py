@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
 
+from ..config_types import complete_types, type_name
 from .commands import add_machine_arguments, existing_file, positive
 from .measure import Spread, markdown_table, progress, ratio
 
@@ -31,7 +32,7 @@ def plain_pipeline(pipeline: Sequence[dict]) -> list[dict]:
     """A pipeline with the steps of mmpretrain and mmdet in place of this package's, which give what those give."""
     steps = []
     for step in pipeline:
-        kind, arguments = step['type'], {key: value for key, value in step.items() if key != 'type'}
+        kind, arguments = type_name(step['type']), {key: value for key, value in step.items() if key != 'type'}
         if kind == 'FastRandomResizedCrop':
             flip_prob = arguments.pop('flip_prob', 0.0)
             arguments.pop('scaled_decoding', None)
@@ -53,7 +54,8 @@ def plain_pipeline(pipeline: Sequence[dict]) -> list[dict]:
 
 def at_resolution(pipeline: Sequence[dict], size: int) -> list[dict]:
     """A pipeline whose random resized crop gives images of a side."""
-    return [dict(step, scale=size) if step['type'].endswith('RandomResizedCrop') else step for step in pipeline]
+    return [dict(step, scale=size) if type_name(step['type']).endswith('RandomResizedCrop') else step
+            for step in pipeline]
 
 
 def write_photographs(source: Path, folder: Path, size: tuple[int, int], limit: int) -> list[Path]:
@@ -141,10 +143,10 @@ def workers_needed(images_per_second: float, of_a_worker: float) -> int:
 def resolutions_of(cfg: Config) -> list[int]:
     """The sides of a classifier's training images; empty for a detector, whose images have sizes of their own."""
     for hook in cfg.get('custom_hooks') or ():
-        if hook['type'] == 'TrainResolutionHook' and hook.get('sizes'):
+        if type_name(hook['type']) == 'TrainResolutionHook' and hook.get('sizes'):
             return list(hook['sizes'])
     return [step['scale'] for step in cfg.train_dataloader.dataset.pipeline
-            if step['type'].endswith('RandomResizedCrop')]
+            if type_name(step['type']).endswith('RandomResizedCrop')]
 
 
 class PipelineTimes:
@@ -164,7 +166,7 @@ class PipelineTimes:
         pipeline = [dict(step) for step in cfg.train_dataloader.dataset.pipeline]
         forms = dict(own=pipeline, plain=plain_pipeline(pipeline))
         #: Names of the steps of both forms.
-        self.steps = {form: [step['type'] for step in steps] for form, steps in forms.items()}
+        self.steps = {form: [type_name(step['type']) for step in steps] for form, steps in forms.items()}
         self.sizes = list(sizes) or [None]
         pipelines = {(form, size): steps if size is None else at_resolution(steps, size)
                      for size in self.sizes for form, steps in forms.items()}
@@ -224,7 +226,8 @@ def report(args: Namespace, rates: Mapping[Path, float]) -> str:
             for a config of mmdet are missing.
     """
     with _one_thread(), tempfile.TemporaryDirectory() as folder:
-        measured = {config: _measure(Config.fromfile(config), args, Path(folder)) for config in args.configs}
+        measured = {config: _measure(complete_types(Config.fromfile(config)), args, Path(folder))
+                    for config in args.configs}
     labels = {config: f'{config.parent.name}/{config.stem}' for config in args.configs}
     parts = []
     for config, times in measured.items():

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten
 
+from ..config_types import complete_types
 from ..models import PartialNet, merge_model
 from ..zoo import config_path
 from .build import Detector, build_model
@@ -84,7 +85,7 @@ def build_network(name: str) -> nn.Module:
     """
     check_name(name)
     if name.endswith('.py'):
-        return build_config(Config.fromfile(find_config(name)))
+        return build_config(complete_types(Config.fromfile(find_config(name))))
     if name.startswith('partialnet_'):
         arch = name[len('partialnet_'):]
         cfg = Config.fromfile(config_path(f'pretrain/partialnet_{arch.partition("-")[0]}_in1k.py'))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoint.pretrained import content_for, find_state_dict
 from ..checkpoint.reader import read_checkpoint
+from ..config_types import type_name
 
 if TYPE_CHECKING:
     from mmpretrain.apis import ImageClassificationInferencer
@@ -38,6 +39,9 @@ def load_classifier(cfg: Config, checkpoint: str, device: str = 'cpu') -> 'Image
     tensors = find_state_dict(content)
     init_default_scope(cfg.default_scope)
     from mmpretrain.apis import ImageClassificationInferencer
+    for step in cfg.test_dataloader.dataset.pipeline:
+        if type_name(step.get('type')) == 'LoadImageFromFile':
+            step['type'] = 'LoadImageFromFile'  # the inferencer, which loads images itself, finds it by this name only
     classes = (content.get('meta') or {}).get('dataset_meta', {}).get('classes')
     inferencer = ImageClassificationInferencer(cfg, pretrained=False, device=device, classes=classes)
     try:

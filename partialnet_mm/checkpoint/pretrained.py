@@ -9,6 +9,7 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from ..config_types import type_name
 from .errors import CheckpointError, MissingCheckpointError
 from .hashed_name import check_hashed_name
 from .layouts import (
@@ -49,7 +50,7 @@ def pretrained_cfg(init_cfg: dict | list[dict] | None) -> dict | None:
     if not all(isinstance(cfg, dict) for cfg in cfgs):
         raise TypeError(f'init_cfg must be a dict, a list of them, or None, got {init_cfg!r}. On a command line, write '
                         'init_cfg.type=Pretrained init_cfg.checkpoint=FILE')
-    if not any(cfg.get('type') == 'Pretrained' for cfg in cfgs):
+    if not any(type_name(cfg.get('type')) == 'Pretrained' for cfg in cfgs):
         return None
     if len(cfgs) > 1:  # mmengine would load whatever fits
         raise ValueError(f"init_cfg of type 'Pretrained' must be the only one, got {init_cfg!r}")
@@ -192,9 +193,7 @@ def content_for(model: dict, content: dict, checkpoint: str | None = None) -> di
 
 def _builds_partialnet(cfg: object) -> bool:
     if isinstance(cfg, dict):
-        kind = cfg.get('type')
-        name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-        return name.split('.')[-1] == 'PartialNet' or any(map(_builds_partialnet, cfg.values()))
+        return type_name(cfg.get('type')) == 'PartialNet' or any(map(_builds_partialnet, cfg.values()))
     return isinstance(cfg, (list, tuple)) and any(map(_builds_partialnet, cfg))
 
 

@@ -5,8 +5,9 @@ import functools
 import inspect
 from collections.abc import Callable
 
-from mmengine.registry import MODELS
 from torch import nn
+
+from .. import config_types
 
 
 def named_arguments(init: Callable) -> Callable:
@@ -46,10 +47,7 @@ def find_type(layer_type: str | type) -> Callable:
     Raises:
         KeyError: If no such type is registered.
     """
-    if not isinstance(layer_type, str):
-        return layer_type
-    with MODELS.switch_scope_and_registry(None) as registry:  # that of the config's default scope, then its parents
-        found = registry.get(layer_type)
+    found = config_types.find_type(layer_type)
     if found is None:
         raise KeyError(f'{layer_type!r} is not registered: a layer of your own needs @MODELS.register_module() of '
                        'mmengine, and its module in custom_imports')

@@ -12,6 +12,7 @@ import torch
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
+from ..config_types import type_name
 from ._layers import GlobalConv2d, PointwiseConv2d, has_no_hooks
 
 #: Scale and shift of each channel, (C, ).
@@ -20,7 +21,7 @@ Affine = tuple[Tensor, Tensor]
 
 def local_norm(norm_cfg: dict) -> dict:
     """The norm of a network that is merged when it is built: a SyncBN would have to gather statistics first."""
-    return dict(norm_cfg, type='BN') if norm_cfg.get('type') == 'SyncBN' else norm_cfg
+    return dict(norm_cfg, type='BN') if type_name(norm_cfg.get('type')) == 'SyncBN' else norm_cfg
 
 
 def norm_affine(norm: nn.Module, name: str, channels: int, device: torch.device | str = 'cpu',

@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import get_local_path
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 
+from ..config_types import find_type, type_name
 from .coco import CocoCheck, CocoFile, CocoUse, check_coco_file, read_coco
 from .files import Files, read_record, record_path, write_record
 from .findings import Finding, errors_in
@@ -98,21 +99,9 @@ def _dataset_and_evaluator(cfg: Config, split: str) -> tuple:
     return split, loader.get('dataset') if isinstance(loader, dict) else None, cfg.get(f'{split}_evaluator')
 
 
-def _type_name(kind: object) -> str:
-    return str(getattr(kind, '__name__', kind)).split('.')[-1]
-
-
 def _loads_labels(name: str) -> bool:
     """Whether a transform is LoadAnnotations or one like it; LoadEmptyAnnotations and FilterAnnotations are not."""
     return 'Load' in name and 'Annotations' in name and 'Empty' not in name
-
-
-def _find(registry: Any, kind: object) -> Any:
-    """The class of a type, None if it is not registered."""
-    if not isinstance(kind, str):
-        return kind
-    with registry.switch_scope_and_registry(None) as scoped:  # that of the config's default scope, then its parents
-        return scoped.get(kind)
 
 
 def _host_base(kind: object, name: str, *methods: str) -> type | None:
@@ -173,7 +162,7 @@ class _ConfigChecks:
             try:
                 found += self._check_leaf(leaf, split, metrics if len(leaves) == 1 else [], images)
             except Exception as error:
-                found.append(_failed(str(leaf.get('data_root') or _type_name(leaf.get('type'))), error))
+                found.append(_failed(str(leaf.get('data_root') or type_name(leaf.get('type'))), error))
             yield found
         if images:
             yield list(self._check_metrics(split, metrics, images, len(leaves) == 1))
@@ -181,12 +170,12 @@ class _ConfigChecks:
     # Data sets
 
     def _check_leaf(self, leaf: dict, split: str, metrics: list[dict], images: list[CocoCheck]) -> list[Finding]:
-        kind = _find(DATASETS, leaf.get('type'))
+        kind = find_type(leaf.get('type'), DATASETS)
         coco = _host_base(kind, 'CocoDataset', 'load_data_list', 'parse_data_info', 'filter_data')
         segmentation = _host_base(kind, 'BaseSegDataset', 'load_data_list')
         folder = _host_base(kind, 'CustomDataset', 'load_data_list')
         if not (coco or segmentation or folder):
-            name = _type_name(leaf.get('type'))
+            name = type_name(leaf.get('type'))
             return [Finding('not checked', str(leaf.get('data_root') or name), '', f'data of type {name} is not known '
                             'here', note=True)]
         with contextlib.suppress(OSError, TypeError):  # classes that are made at run time have no file
@@ -200,7 +189,7 @@ class _ConfigChecks:
         steps = dataset.pipeline.transforms
         load = _Loader(steps)
         given = leaf.get('pipeline') or []
-        loads_labels = [step for step in dicts_with(given, 'type') if _loads_labels(_type_name(step['type']))]
+        loads_labels = [step for step in dicts_with(given, 'type') if _loads_labels(type_name(step['type']))]
         learns = split == 'train' and bool(loads_labels)
         if coco:
             found = self._check_coco(dataset, leaf, load, loads_labels, learns, metrics, images, split)
@@ -303,7 +292,7 @@ class _ConfigChecks:
     def _check_channels(self, load: _Loader, strict: bool, leaf: dict) -> list[Finding]:
         """mmdet needs as many channels as its preprocessor has means; the others spread one channel."""
         means = self._model('data_preprocessor').get('mean')
-        changed = any('Gray' in _type_name(step['type']) or not _is_of_host(step['type'])
+        changed = any('Gray' in type_name(step['type']) or not _is_of_host(step['type'])
                       for step in dicts_with(leaf.get('pipeline'), 'type'))
         if not isinstance(means, (list, tuple)) or len(means) == 1 or changed:
             return []
@@ -321,7 +310,7 @@ class _ConfigChecks:
         found = []
         for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
             if isinstance(metric, dict) and isinstance(metric.get('ann_file'), str) and metric['ann_file'] and \
-                    _host_base(_find(METRICS, metric.get('type')), 'CocoMetric', 'compute_metrics'):
+                    _host_base(find_type(metric.get('type'), METRICS), 'CocoMetric', 'compute_metrics'):
                 names = metric.get('metric', 'bbox')
                 found.append(dict(ann_file=metric['ann_file'], backend_args=metric.get('backend_args'), metrics=() if
                                   metric.get('format_only') else (names, ) if isinstance(names, str) else tuple(names)))

@@ -100,9 +100,9 @@ def logged(monkeypatch):
     return lines
 
 
-def check_swapped(library: str, name: str, stages: tuple[int, ...]) -> None:
+def check_swapped(library: str, cfg: Config, stages: tuple[int, ...]) -> Config:
     """Swaps, and runs a forward, a loss, a backward and a prediction."""
-    cfg = swap_backbone(load(library, name), ARCH)
+    cfg = swap_backbone(cfg, ARCH)
     assert cfg.model.backbone.out_indices == stages
     shrink(cfg.model)
     model = build_model(cfg)
@@ -116,17 +116,18 @@ def check_swapped(library: str, name: str, stages: tuple[int, ...]) -> None:
     found = predictions_of(cfg, model, random_batch(cfg))
     field = dict(mmdet='pred_instances', mmseg='pred_sem_seg', mmpretrain='pred_score')[library]
     assert len(found) == 2 and all(field in sample for sample in found)
+    return cfg
 
 
 @pytest.mark.parametrize('library, name, stages', SWAPPED)
 def test_shipped_config_trains_and_predicts(library, name, stages):
-    check_swapped(library, name, stages)
+    check_swapped(library, load(library, name), stages)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('library, name, stages', FURTHER)
 def test_further_shipped_config_trains_and_predicts(library, name, stages):
-    check_swapped(library, name, stages)
+    check_swapped(library, load(library, name), stages)
 
 
 FASTER = 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
@@ -251,6 +252,63 @@ def test_images_of_other_channels_are_left(logged):
     assert any('data_preprocessor.mean=[100.0] was left' in text for text, _ in logged)
 
 
+@pytest.mark.parametrize('channels, mean', [(4, [1., 2., 3., 4.]), (1, None), (6, [1., 2., 3.])])
+def test_other_images_keep_their_normalization(channels, mean):
+    """Of the old backbone, or of the new one alone."""
+    cfg = load('mmdet', RETINA)
+    cfg.model.data_preprocessor.mean = mean
+    before = cfg.model.data_preprocessor.to_dict()
+    swapped = swap_backbone(cfg, ARCH, backbone=dict(in_channels=channels))
+    assert swapped.model.backbone.in_channels == channels
+    assert swapped.model.data_preprocessor.to_dict() == before
+
+
+def test_options_that_go_are_logged(logged):
+    cfg = load('mmdet', RETINA)
+    cfg.model.backbone.update(with_cp=True, norm_cfg=dict(type='GN', num_groups=32))
+    swap_backbone(cfg, ARCH)
+    texts = [text for text, _ in logged]
+    assert any("{'with_cp': True, 'frozen_stages': 1}; to set them" in text for text in texts)
+    assert any('the norm of the backbone was GN and is a batch norm now' in text for text in texts)
+
+
+#: Classifiers whose old backbone returns logits or sequences of vectors, and what makes them small enough to train.
+OTHER_CLASSIFIERS = {
+    'inception_v3/inception-v3_8xb32_in1k.py': {},
+    'mlp_mixer/mlp-mixer-base-p16_64xb64_in1k.py': {
+        'model.backbone.arch': dict(
+            _delete_=True, embed_dims=16, num_layers=1, tokens_mlp_dims=16, channels_mlp_dims=16),
+        'model.head.in_channels': 16},
+    # mmpretrain does not train it with distillation.
+    'efficientformer/efficientformer-l1_8xb128_in1k.py': {'model.head.distillation': False},
+}
+
+
+@pytest.mark.parametrize('name, options', OTHER_CLASSIFIERS.items())
+def test_classifiers_of_other_shapes_train_and_predict(name, options):
+    cfg = load('mmpretrain', name)
+    cfg.merge_from_dict(options)
+    cfg = check_swapped('mmpretrain', cfg, LAST)
+    assert cfg.model.neck == dict(type='GlobalAveragePooling') and cfg.model.head.in_channels == 128
+    assert cfg.model.head.num_classes == load('mmpretrain', name).model.head.get('num_classes', 1000)
+
+
+@pytest.mark.parametrize('written', ['list', 'dict'])
+def test_the_encoder_of_a_retriever_is_swapped(written):
+    cfg = load('mmpretrain', 'arcface/resnet50-arcface_8xb32_inshop.py')
+    if written == 'dict':
+        backbone, neck = cfg.model.image_encoder
+        cfg.model.image_encoder = dict(type='ImageClassifier', backbone=backbone, neck=neck)
+    swapped = swap_backbone(cfg, ARCH)
+    encoder = swapped.model.image_encoder
+    backbone, neck = encoder if written == 'list' else (encoder.backbone, encoder.neck)
+    assert backbone.type == 'PartialNet' and neck.type == 'GlobalAveragePooling'
+    assert swapped.model.head.in_channels == 128 and 'init_cfg' not in backbone
+    swapped.model.prototype = 'features.pth'
+    model = build_model(swapped)
+    assert model.extract_feat(torch.rand(2, 3, 64, 64))[0].shape == (2, 128)
+
+
 @pytest.mark.parametrize('init_cfg', [
     dict(type='Pretrained', checkpoint='whole.pth'),
     [dict(type='Normal', layer='Linear'), dict(type='Pretrained', checkpoint='whole.pth')],
@@ -343,11 +401,18 @@ def test_mmdets_layer_decay_becomes_partialnets(logged):
      r'strides \[2, 4, 8\].*has 4, 8, 16 and 32'),
     ('mmseg', 'ocrnet/ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024.py', r'OCRHead .* strides \[16, 32\]'),
     ('mmseg', 'san/san-vit-b16_coco-stuff164k-640x640.py', 'MultimodalEncoderDecoder has no backbone to replace'),
-    ('mmpretrain', 'vgg/vgg11_8xb32_in1k.py', 'neither a neck nor a head has in_channels'),
 ])
 def test_what_cannot_work_is_an_error(library, name, message):
     with pytest.raises(ValueError, match=message):
         swap_backbone(load(library, name), ARCH)
+
+
+@pytest.mark.parametrize('head', ['naive', 'pup'])
+def test_setr_is_an_error(head):
+    cfg = load('mmseg', f'setr/setr_vit-l_{head}_8xb1-80k_cityscapes-768x768.py')
+    cfg.model.backbone.update(img_size=128, num_layers=4, embed_dims=32, num_heads=2, out_indices=(0, 1, 2, 3))
+    with pytest.raises(ValueError, match='decode_head of type SETRUPHead cannot read PartialNet: it enlarges'):
+        swap_backbone(cfg, ARCH)
 
 
 def test_wrong_arguments_are_errors():
@@ -358,9 +423,16 @@ def test_wrong_arguments_are_errors():
         swap_backbone(cfg, ARCH, backbone=dict(droppath_rate=0.1))
     with pytest.raises(ValueError, match="arch 'xl' is unknown"):
         swap_backbone(cfg, 'xl')
+    with pytest.raises(ValueError, match=r'out_indices is \(0, 1, 2, 3\), but .* read stages \(1, 2, 3\)'):
+        swap_backbone(cfg, ARCH, backbone=dict(out_indices=(0, 1, 2, 3)))
+    assert swap_backbone(cfg, ARCH, backbone=dict(out_indices=(1, 2, -1))).model.neck.in_channels == [32, 64, 128]
     cfg.model.neck.in_channels = [64, 128, 256]
     with pytest.raises(ValueError, match=r'model.neck.in_channels is \[64, 128, 256\], but .* \[64, 128, 256, 512\]'):
         swap_backbone(cfg, ARCH)
+    cfg.default_scope = cfg.model.type = None
+    with pytest.raises(ValueError, match="cannot be built: .* The config has no default_scope, .* set it to 'mmdet'"):
+        swap_backbone(cfg, ARCH)
+    cfg.default_scope, cfg.model.type = 'mmdet', 'RetinaNet'
     cfg.model.backbone.type = 'Nothing'
     with pytest.raises(ValueError, match='the backbone Nothing cannot be built'):
         swap_backbone(cfg, ARCH)

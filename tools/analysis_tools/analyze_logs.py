@@ -27,6 +27,7 @@ from partialnet_mm.analysis.paper import Figure, read_figures
 from partialnet_mm.analysis.report import write_report
 from partialnet_mm.checkpoint.pretrained import find_state_dict
 from partialnet_mm.checkpoint.reader import read_checkpoint
+from partialnet_mm.config_types import complete_types, type_name
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models.dpconv.fixed_ratios import block_ratios, searched_layers
 from partialnet_mm.models.dpconv.split_gates import is_legal, ratio_of
@@ -105,31 +106,34 @@ def print_curves(args: argparse.Namespace) -> None:
 
 
 PROJECT = Path(__file__).resolve().parents[2]
-#: What makes a backbone the paper's network.
-NETWORK = ('type', 'arch', 'depth', 'token_mixers', 'spatial_attention', 'split_ratio', 'gate', 'conv_cfg')
+#: What makes a backbone the paper's network, beside its type.
+NETWORK = ('arch', 'depth', 'token_mixers', 'spatial_attention', 'split_ratio', 'gate', 'conv_cfg')
 
 
 def paper_figure(cfg: Config) -> Figure | None:
     """The paper's row if network, classes and epochs of a training are the paper's, None otherwise."""
     model, epochs = cfg.model, cfg.get('train_cfg', {}).get('max_epochs')
-    if model.type == 'MaskRCNN' and epochs == 12 and model.roi_head.bbox_head.num_classes == 80:
+    if type_name(model.type) == 'MaskRCNN' and epochs == 12 and model.roi_head.bbox_head.num_classes == 80:
         folder, column = 'mask_rcnn', 'box_ap'
-    elif model.type == 'ImageClassifier' and epochs == 300 and model.head.num_classes == 1000:
+    elif type_name(model.type) == 'ImageClassifier' and epochs == 300 and model.head.num_classes == 1000:
         folder, column = 'pretrain', 'top1'
     else:
         return None
     # The first row of a config is the config's own; verify_paper.py counts others by changing the config.
     rows = {figure.network: figure for figure in reversed(read_figures(PROJECT / 'tools' / 'paper' / 'figures.csv'))
             if getattr(figure, column) is not None and figure.network.startswith(f'{folder}/')}
-    return next((figure for network, figure in rows.items() if network_of(network) == [
-        model.backbone.get(key) for key in NETWORK]), None)
+    trained = network_in(model.backbone)
+    return next((figure for network, figure in rows.items() if network_of(network) == trained), None)
 
 
 @functools.cache
 def network_of(config: str) -> list:
     """The network of a config of this project."""
-    backbone = Config.fromfile(PROJECT / 'configs' / config, import_custom_modules=False).model.backbone
-    return [backbone.get(key) for key in NETWORK]
+    return network_in(Config.fromfile(PROJECT / 'configs' / config, import_custom_modules=False).model.backbone)
+
+
+def network_in(backbone: dict) -> list:
+    return [type_name(backbone.type), *(backbone.get(key) for key in NETWORK)]
 
 
 def print_table(args: argparse.Namespace) -> None:
@@ -143,7 +147,7 @@ def print_table(args: argparse.Namespace) -> None:
         paths = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
         if not paths:
             raise ValueError(f'{work_dir} has no config: name the work folder of a training')
-        cfg = Config.fromfile(paths[-1], import_custom_modules=False)
+        cfg = complete_types(Config.fromfile(paths[-1], import_custom_modules=False))
         metrics = CLASSIFICATION if cfg.get('default_scope') == 'mmpretrain' else DETECTION
         # Detectors of boxes only have no mask AP.
         curves = [read_curve(work_dir, metrics[0].key), *(find_curve(work_dir, metric.key)[0]

@@ -44,6 +44,7 @@ from partialnet_mm.analysis.measure import (
     time_in_rounds,
 )
 from partialnet_mm.analysis.peers import build_network, find_config
+from partialnet_mm.config_types import type_name
 from partialnet_mm.engine.hooks.train_resolution import PAPER_SIZES, TrainResolution
 from partialnet_mm.engine.runners.config_file import read_config
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
@@ -132,7 +133,7 @@ def train_config(name: str, args: argparse.Namespace) -> Step:
     model.init_weights()
     to_device(model, args)
     wrapper = cfg.optim_wrapper.copy()
-    if args.device == 'cpu' and wrapper.type == 'AmpOptimWrapper':
+    if args.device == 'cpu' and type_name(wrapper.get('type')) == 'AmpOptimWrapper':
         wrapper.type = 'OptimWrapper'
     optim_wrapper = build_optim_wrapper(model, wrapper)
 
@@ -254,7 +255,7 @@ def measured_rates(args: argparse.Namespace) -> dict[Path, float]:
 def sizes_of(config: Path) -> Sequence[int]:
     """The sizes that the config's TrainResolutionHook draws from, those of the paper where it names none."""
     hooks = read_config(config).get('custom_hooks') or ()
-    found = [hook['sizes'] for hook in hooks if hook['type'] == 'TrainResolutionHook' and 'sizes' in hook]
+    found = [hook['sizes'] for hook in hooks if type_name(hook['type']) == 'TrainResolutionHook' and 'sizes' in hook]
     return found[0] if found else PAPER_SIZES
 
 
@@ -335,7 +336,8 @@ def check(args: argparse.Namespace) -> None:
     suffixes = [suffix for option, forms in FORMS.items() if getattr(args, option, False) for suffix in forms]
     if suffixes:
         ours = [name for name in args.networks if name.startswith('partialnet_') or (
-            name.endswith('.py') and read_config(str(find_config(name))).model.backbone.type == 'PartialNet')]
+            name.endswith('.py')
+            and type_name(read_config(str(find_config(name))).model.backbone.type) == 'PartialNet')]
         args.networks = [f'{name}{suffix}' for name in ours for suffix in suffixes] + args.networks
 
 

@@ -5,6 +5,8 @@ import os
 
 from mmengine.config import Config
 
+from ...config_types import type_name
+
 #: The variable that holds the number of processes, by launcher.
 _PROCESSES = dict(pytorch='WORLD_SIZE', slurm='SLURM_NTASKS', mpi='OMPI_COMM_WORLD_SIZE')
 
@@ -48,7 +50,7 @@ def apply_images_per_gpu(cfg: Config, processes: int) -> Config:
     counts = batch // (images * processes)
     schedulers = cfg.get('param_scheduler') or ()
     schedulers = schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]
-    if counts > 1 and (not cfg.train_cfg.get('by_epoch', 'Iter' not in cfg.train_cfg.get('type', ''))
+    if counts > 1 and (not cfg.train_cfg.get('by_epoch', 'Iter' not in type_name(cfg.train_cfg.get('type')))
                        or any(not scheduler.get('by_epoch', True) for scheduler in schedulers)):
         raise ValueError(f'images_per_gpu={images} accumulates {counts} iterations per step, and this config counts '
                          'iterations in its loop or in param_scheduler: set train_dataloader.batch_size, '

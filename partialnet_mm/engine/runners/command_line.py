@@ -21,6 +21,7 @@ from ...checkpoint.errors import TRUST_HINT
 from ...checkpoint.layouts import foreign_layout, refuse_other_network, with_own_names
 from ...checkpoint.loader import hand_over
 from ...checkpoint.pretrained import content_for, find_state_dict
+from ...config_types import type_name
 from ...models import PartialNet, require_patconv
 from ...preflight import check_config, errors_in, format_findings, leaf_datasets
 from ..hooks import CrashSafeCheckpointHook
@@ -205,12 +206,7 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
         if not cfg.get('resume'):  # what a training resumes from is read by the checkpoint hook
             content = read_trusted(cfg.load_from, cfg.model)
     if not torch.cuda.is_available():
-        if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
-            for option in ('loss_scale', 'dtype', 'use_fsdp'):
-                cfg.optim_wrapper.pop(option, None)
-            cfg.optim_wrapper.type = 'OptimWrapper'
-            print_log('no GPU: training in float32, not in the mixed precision that the config asks for',
-                      logger='current', level=logging.WARNING)
+        train_in_float32(cfg)
         if cfg.launcher == 'pytorch':
             # mmengine's own set-up would look for a GPU for each process.
             torch.distributed.init_process_group('gloo')
@@ -228,6 +224,16 @@ def build_runner(cfg: Config, least_fit: float, trust_checkpoint: bool = False) 
     if content is not None:
         require_fit(runner.model, content, cfg.load_from, least_fit)
     return runner
+
+
+def train_in_float32(cfg: Config) -> None:
+    """Takes mixed precision out of a config, with a warning."""
+    if type_name((cfg.get('optim_wrapper') or {}).get('type')) == 'AmpOptimWrapper':
+        for option in ('loss_scale', 'dtype', 'use_fsdp'):
+            cfg.optim_wrapper.pop(option, None)
+        cfg.optim_wrapper.type = 'OptimWrapper'
+        print_log('no GPU: training in float32, not in the mixed precision that the config asks for',
+                  logger='current', level=logging.WARNING)
 
 
 def leave() -> None:

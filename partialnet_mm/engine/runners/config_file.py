@@ -21,6 +21,7 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner
 
 from ...checkpoint import CheckpointError
+from ...config_types import complete_types, type_name
 from .user_errors import is_ours
 
 ENDINGS = ('.py', '.json', '.yaml', '.yml')
@@ -58,6 +59,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None,
     sentences = list(unknown_keys(cfg, options or {}))
     _merge(cfg, options or {})
     _check_values(cfg, path)
+    complete_types(cfg)
     for sentence in sentences:
         warn(sentence)
     return cfg
@@ -165,7 +167,8 @@ def _arguments(node: Any) -> list[str]:
     """Names of the arguments of the class that a dict of a config describes, as far as it is known without imports."""
     kind = node.get('type') if isinstance(node, Mapping) else None
     if isinstance(kind, str):
-        kind = next((registry.module_dict[kind] for registry in _registries() if kind in registry.module_dict), None)
+        name = type_name(kind)
+        kind = next((registry.module_dict[name] for registry in _registries() if name in registry.module_dict), None)
     return list(inspect.signature(kind).parameters) if inspect.isclass(kind) else []
 
 

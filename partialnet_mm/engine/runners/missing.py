@@ -1,6 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """What a config needs and this machine lacks, found without reading any of it: checkpoints, data, GPUs."""
-import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from mmengine.config import Config
 
 from ...checkpoint import MissingCheckpointError
+from ...config_types import type_name
 from ...preflight import leaf_datasets
 from .config_file import ConfigError
 
@@ -31,18 +31,13 @@ def require_checkpoints(cfg: Config) -> None:
 def _pretrained(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     """The checkpoints of all initializers of type 'Pretrained' in a tree of dicts and lists, by dotted keys."""
     if isinstance(node, Mapping):
-        if type_name(node.get('type')) in ('Pretrained', 'PretrainedInit'):
+        if type_name(node.get('type')) == 'Pretrained':
             yield f'{key}.checkpoint', node.get('checkpoint')
         for name, child in node.items():
             yield from _pretrained(child, f'{key}.{name}')
     elif isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
             yield from _pretrained(child, f'{key}.{index}')
-
-
-def type_name(kind: Any) -> str:
-    """The name of a class that a config gives as the class itself, or as a string with or without a scope."""
-    return kind.__name__ if inspect.isclass(kind) else str(kind).split('.')[-1]
 
 
 def require_data(cfg: Config, splits: Sequence[str]) -> None:

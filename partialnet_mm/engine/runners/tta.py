@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config, ConfigDict
 
+from ...config_types import type_name
 from ...preflight import leaf_datasets
 from .config_file import ConfigError
-from .missing import type_name
 
 #: The model that merges predictions, where the config has no tta_model.
 MODELS = dict(

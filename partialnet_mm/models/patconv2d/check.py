@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from ...config_types import type_name
 from .layer import PATConv2d
 
 
@@ -35,7 +36,7 @@ def require_patconv(model: nn.Module, cfg: Any) -> None:
 
 
 def _patconv_paths(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    if isinstance(node, dict) and str(node.get('type')).split('.')[-1] == 'PATConv':
+    if isinstance(node, dict) and type_name(node.get('type')) == 'PATConv':
         yield path
     for key, child in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(
             node, (list, tuple)) else ():

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 
 from partialnet_mm.analysis.trained_classifier import find_class, load_classifier, prepare, seen_box
@@ -36,9 +37,12 @@ def test_rectangle_that_the_network_sees(tiny, steps, height, width, expected):
     assert seen_box(classifier, height, width) == pytest.approx(expected, abs=1)
 
 
-def test_loaded_classifier_is_the_trained_one(tiny, images):
+@pytest.mark.parametrize('loader', ['LoadImageFromFile', 'mmcv.LoadImageFromFile', LoadImageFromFile])
+def test_loaded_classifier_is_the_trained_one(tiny, images, loader):
     config, checkpoint = tiny
-    classifier = load_classifier(Config.fromfile(config), str(checkpoint))
+    cfg = Config.fromfile(config)
+    cfg.test_dataloader.dataset.pipeline[0].type = loader
+    classifier = load_classifier(cfg, str(checkpoint))
     assert tuple(classifier.classes) == ('blue', 'green', 'red') and not classifier.model.training
     saved = torch.load(checkpoint, weights_only=False)['state_dict']
     assert all(torch.equal(value, saved[name]) for name, value in classifier.model.state_dict().items())
