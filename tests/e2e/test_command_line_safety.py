@@ -66,7 +66,8 @@ def save_pickle(content, path):
     path.write_bytes(pickle.dumps(content))
 
 
-@pytest.mark.parametrize('tool, save', [('test', save_zip), ('test', save_pickle), ('train', save_legacy)])
+@pytest.mark.parametrize('tool, save', [
+    ('test', save_zip), ('train', save_legacy), pytest.param('test', save_pickle, marks=pytest.mark.slow)])
 def test_nothing_of_a_malicious_checkpoint_runs(tmp_path, data_options, tool, save):
     trap = tmp_path / 'it_ran'
     save(dict(state_dict=dict(), meta=Malicious(trap)), tmp_path / 'bad.pth')
@@ -122,6 +123,7 @@ def test_dist_train_passes_the_status_on_and_resumes(tmp_path, data_options, num
     assert (tmp_path / f'epoch_{epochs + 1}.pth').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.two_processes
 def test_dist_train_restarts_what_was_killed(tmp_path, data_options):
     process = subprocess.Popen(

@@ -55,6 +55,7 @@ def classifier_options(root) -> list[str]:
     return options
 
 
+@pytest.mark.slow
 @pytest.mark.two_processes
 def test_pretraining_trains_and_tests_in_two_processes(image_folders, tmp_path):
     pytest.importorskip('mmpretrain')
@@ -162,6 +163,7 @@ def write_classifier(folder, images):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.two_processes
 def test_two_machines(image_folders, tmp_path, tiny_arch):
     """The commands of docs/coco.md for several machines; here each machine is a group of one process."""

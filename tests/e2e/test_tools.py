@@ -90,6 +90,7 @@ def test_the_status_of_a_process_goes_to_a_file(tmp_path, code, status, restarts
     assert (tmp_path / 'status').read_text() == written
 
 
+@pytest.mark.slow
 def test_a_conv_cfg_that_replaces_nothing_is_an_error(tmp_path):
     done = run(sys.executable, 'tools/train.py', CONFIG, '--skip-preflight', '--work-dir', tmp_path, '--cfg-options',
                'model.roi_head.bbox_head.conv_cfg.type=PATConv')

@@ -173,6 +173,7 @@ def test_the_crop_itself_has_the_size(images):
 # The same on all processes
 
 
+@pytest.mark.slow
 @pytest.mark.two_processes
 def test_two_processes_have_the_sizes_of_one(tmp_path, images):
     environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
