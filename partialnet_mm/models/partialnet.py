@@ -277,8 +277,8 @@ class PartialNet(BaseModule):
             step, batch norms, PAT_sp and layer scale are folded into the
             convolutions, as functions of the parameters. Outputs and
             gradients stay the same to rounding, with less memory and time.
-            Needs ``norm_eval``. Evaluation computes as without it. Defaults to
-            False.
+            Needs ``norm_eval`` and batch norms; 'auto': where both are set.
+            Evaluation computes as without it. Defaults to False.
 
     Raises:
         ValueError: If an argument is outside its range, or a name unknown.
@@ -324,7 +324,7 @@ class PartialNet(BaseModule):
                  init_cfg: dict | list[dict] | None = None,
                  num_heads: int | None = None,
                  mixer_residual: bool | Sequence[bool] | None = None,
-                 train_folded: bool = False) -> None:
+                 train_folded: bool | str = False) -> None:
         # A pretrained checkpoint comes over the ordinary initialization: see init_weights.
         self.pretrained = pretrained_cfg(init_cfg)
         if init_cfg is None or self.pretrained is not None:
@@ -339,6 +339,9 @@ class PartialNet(BaseModule):
             mixer_residual=mixer_residual, gate=gate, spatial_attention=spatial_attention,
             drop_path_rate=drop_path_rate, attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate,
             layer_scale_init_value=layer_scale_init_value, with_cp=with_cp)
+        automatic = train_folded == 'auto'
+        if automatic:
+            train_folded = norm_eval and with_cp != 'norm_act'
         if train_folded and not norm_eval:
             raise ValueError('train_folded=True needs norm_eval=True, got norm_eval=False: batch norms that normalize '
                              'by their batch cannot be folded')
@@ -387,6 +390,8 @@ class PartialNet(BaseModule):
             norm = build_norm_layer(norm_cfg, self.channels[i])[1] if out_norm else nn.Identity()
             self.add_module(f'norm{i}', norm)
         if train_folded and not isinstance(self.downsample_layers[0].norm, _BatchNorm):
+            self.train_folded = False
+        if train_folded and not self.train_folded and not automatic:
             raise ValueError(f'train_folded=True needs batch norms, got norm_cfg={norm_cfg!r}: other norms depend on '
                              'their input and cannot be folded')
         if deploy:

@@ -27,15 +27,15 @@ DETECTORS: dict[str, tuple[str, dict, dict]] = {
             **SGD_TO_ADAMW,
             'optim_wrapper.optimizer.lr': (0.02, 2e-4),
             'model.neck.in_channels': ([256, 512, 1024, 2048], [96, 192, 384, 768]),
-        }, dict(out_indices=(0, 1, 2, 3), norm_eval=True, train_folded=True)),
+        }, dict(out_indices=(0, 1, 2, 3), norm_eval=True, train_folded='auto')),
     'retinanet/retinanet_partialnet_s_1x.py': (
         'retinanet/retinanet_r50_fpn_1x_coco.py', {
             **SGD_TO_ADAMW, **FROM_STAGE_2, 'optim_wrapper.optimizer.lr': (0.01, 1e-4),
-        }, dict(out_indices=(1, 2, 3), norm_eval=True, train_folded=True)),
+        }, dict(out_indices=(1, 2, 3), norm_eval=True, train_folded='auto')),
     'atss/atss_partialnet_s_1x.py': (
         'atss/atss_r50_fpn_1x_coco.py', {
             **SGD_TO_ADAMW, **FROM_STAGE_2, 'optim_wrapper.optimizer.lr': (0.01, 1e-4),
-        }, dict(out_indices=(1, 2, 3), norm_eval=True, train_folded=True)),
+        }, dict(out_indices=(1, 2, 3), norm_eval=True, train_folded='auto')),
     'rtmdet/rtmdet_partialnet_s_300e.py': (
         'rtmdet/rtmdet_m_8xb32-300e_coco.py', {
             **RGB,
@@ -46,7 +46,7 @@ DETECTORS: dict[str, tuple[str, dict, dict]] = {
         'dino/dino-4scale_r50_8xb2-12e_coco.py', {
             'model.neck.in_channels': ([512, 1024, 2048], [192, 384, 768]),
             'auto_scale_lr.enable': (MISSING, False),
-        }, dict(out_indices=(1, 2, 3), norm_eval=True, train_folded=True)),
+        }, dict(out_indices=(1, 2, 3), norm_eval=True, train_folded='auto')),
     'mask_rcnn/partialnet_s_3x_ms.py': (
         'mask_rcnn/mask-rcnn_r50_fpn_ms-poly-3x_coco.py', {
             **SGD_TO_ADAMW,
@@ -54,7 +54,7 @@ DETECTORS: dict[str, tuple[str, dict, dict]] = {
             'model.neck.in_channels': ([256, 512, 1024, 2048], [96, 192, 384, 768]),
             'val_evaluator.format_only': (MISSING, False),
             'test_evaluator.format_only': (MISSING, False),
-        }, dict(out_indices=(0, 1, 2, 3), norm_eval=True, train_folded=True)),
+        }, dict(out_indices=(0, 1, 2, 3), norm_eval=True, train_folded='auto')),
 }
 
 

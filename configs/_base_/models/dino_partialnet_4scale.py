@@ -9,7 +9,7 @@ model = dict(
     as_two_stage=True,
     data_preprocessor=dict(pad_size_divisor=1),
     # 2 images per GPU: see mask_rcnn_partialnet_fpn.py
-    backbone=dict(norm_eval=True, train_folded=True),
+    backbone=dict(norm_eval=True, train_folded='auto'),
     neck=dict(
         type='ChannelMapper',
         kernel_size=1,

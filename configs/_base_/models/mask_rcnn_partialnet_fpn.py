@@ -22,7 +22,7 @@ model = dict(
         norm_eval=True,
         # Norms that keep their statistics are folded into the convolutions at each step: the same outputs and
         # gradients in less memory and time. Set it to False to wrap layers or put hooks on them.
-        train_folded=True),
+        train_folded='auto'),
     neck=dict(type='FPN', out_channels=256, num_outs=5),
     rpn_head=dict(
         type='RPNHead',

@@ -6,7 +6,7 @@ model = dict(
     type='RetinaNet',
     data_preprocessor=dict(pad_size_divisor=32),
     # 2 images per GPU: see mask_rcnn_partialnet_fpn.py
-    backbone=dict(norm_eval=True, train_folded=True),
+    backbone=dict(norm_eval=True, train_folded='auto'),
     neck=dict(type='FPN', out_channels=256, start_level=0, add_extra_convs='on_input', num_outs=5),
     bbox_head=dict(
         type='RetinaHead',

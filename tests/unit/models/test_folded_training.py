@@ -225,6 +225,18 @@ def test_refused_arguments(options, error, text, tiny_arch):
         PartialNet(tiny_arch, train_folded=True, **options)
 
 
+@pytest.mark.parametrize('options, folds', [
+    (dict(norm_eval=True), True), (dict(norm_eval=True, with_cp=True), True), (dict(norm_eval=False), False),
+    (dict(norm_eval=True, with_cp='norm_act'), False),
+    (dict(norm_eval=True, norm_cfg=dict(type='GN', num_groups=2)), False)],
+    ids=str)
+def test_auto_folds_where_that_is_possible(options, folds, tiny_arch):
+    """A config that inherits it may set norm_eval=False, other norms or with_cp='norm_act'."""
+    model = PartialNet(tiny_arch, train_folded='auto', **options).train()
+    assert model.train_folded is folds and model.stages[0][0].train_folded is folds
+    assert model(torch.randn(2, 3, 64, 64))[0].isfinite().all()
+
+
 def test_norms_in_training_mode_are_refused(pair):
     _, folded = pair()
     norms = [norm for name, norm in folded.named_modules() if isinstance(norm, _BatchNorm) and '.gate.' not in name]
