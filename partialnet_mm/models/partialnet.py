@@ -390,10 +390,10 @@ class PartialNet(BaseModule):
             norm = build_norm_layer(norm_cfg, self.channels[i])[1] if out_norm else nn.Identity()
             self.add_module(f'norm{i}', norm)
         if train_folded and not isinstance(self.downsample_layers[0].norm, _BatchNorm):
+            if not automatic:
+                raise ValueError(f'train_folded=True needs batch norms, got norm_cfg={norm_cfg!r}: other norms depend '
+                                 'on their input and cannot be folded')
             self.train_folded = False
-        if train_folded and not self.train_folded and not automatic:
-            raise ValueError(f'train_folded=True needs batch norms, got norm_cfg={norm_cfg!r}: other norms depend on '
-                             'their input and cannot be folded')
         if deploy:
             self._merge()
         self._freeze_stages()
