@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
+from mmengine.model import initialize
 from torch import Tensor, device, dtype, nn
 
 from .checkpoint.layouts import with_own_names
@@ -72,7 +73,10 @@ class PartialNetClassifier(nn.Module):
                  **backbone: Any) -> None:
         super().__init__()
         self.backbone = PartialNet(arch, in_chans, drop_path_rate=drop_path_rate, **backbone)
-        self.backbone.init_weights()
+        if self.backbone.pretrained is not None:
+            raise ValueError("init_cfg of type 'Pretrained': timm's models load a checkpoint by checkpoint_path=FILE")
+        # BaseModule.init_weights would log each tensor.
+        initialize(self.backbone, self.backbone.init_cfg)
         settings = arch if isinstance(arch, dict) else PartialNet.arch_settings[arch]
         channels = self.backbone.channels
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
