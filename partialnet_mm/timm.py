@@ -152,7 +152,7 @@ class PartialNetClassifier(nn.Module):
                                   indices: int | Sequence[int] = 1,
                                   prune_norm: bool = False,
                                   prune_head: bool = True) -> list[int]:
-        """Removes the stages after the last of ``indices``, and with ``prune_head`` the classifier; timm's interface."""
+        """Removes the stages after the last of ``indices``, and with ``prune_head`` the classifier."""
         wanted = _stages(len(self.backbone.stages), indices)
         for name in ('downsample_layers', 'stages'):
             setattr(self.backbone, name, getattr(self.backbone, name)[:max(wanted) + 1])

@@ -77,5 +77,5 @@ def _require_classifier(state: dict[str, Tensor]) -> None:
         raise ValueError(f'no PartialNet: it has no backbone.{STEM}, its tensors begin with {shorten(list(state), 3)}')
     others = [name for name in state if not _CLASSIFIER.match(name)]
     if others:
-        raise ValueError(f'{len(others)} tensors are of no classifier of timm, which has neither other heads nor norms of '
-                         f'returned feature maps: {shorten(others)}')
+        raise ValueError(f'{len(others)} tensors are of no classifier of timm, which has neither other heads nor norms '
+                         f'of returned feature maps: {shorten(others)}')
