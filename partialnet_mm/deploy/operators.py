@@ -144,7 +144,7 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold
     kept = torch.zeros_like(scores).flatten().scatter(0, flat, torch.ones_like(flat, dtype=scores.dtype))
     remaining = torch.where(kept.reshape(scores.shape) > 0, scores, torch.full_like(scores, UNUSED))
     remaining, rows = top_rows(remaining, most)
-    columns = (remaining > UNUSED).sum(1).amax()
+    columns = (remaining > UNUSED).sum(1).max()
     if least:
         columns = torch.maximum(columns, at_most(remaining.shape[1], least))
     return remaining[:, :columns], rows[:, :columns]
