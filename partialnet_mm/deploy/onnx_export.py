@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from partialnet_mm.deploy.exported_form import exported_form
 from partialnet_mm.deploy.whole_model import AXES, WholeModel
 
 if TYPE_CHECKING:
@@ -148,9 +149,9 @@ def _export(network: nn.Module, images: Tensor, output_names: Sequence[str],
         warnings.simplefilter('ignore')
         path = str(Path(folder) / 'network.onnx')
         try:
-            torch.onnx.export(network, (images, ), path, input_names=[INPUT], output_names=list(output_names),
-                              opset_version=OPSET, dynamic_axes={name: dict(free) for name, free in axes.items()},
-                              **tracing)
+            torch.onnx.export(exported_form(network), (images, ), path, input_names=[INPUT],
+                              output_names=list(output_names), opset_version=OPSET,
+                              dynamic_axes={name: dict(free) for name, free in axes.items()}, **tracing)
         except torch.onnx.errors.OnnxExporterError as error:
             raise ValueError(f'the model cannot be expressed in an ONNX file: {str(error).splitlines()[0]}') from error
         model = onnx.load(path)
