@@ -38,6 +38,9 @@ class ExportedBlock(nn.Module):
         if block.spatial_attention is not None:
             self.shift, logit = block.spatial_attention.shift, block.spatial_attention.logit_conv
             weight, bias = torch.cat((weight, logit.weight)), torch.cat((bias, logit.bias))
+            # Attended channels, the others where there are some, and the logit.
+            attended = self.shift.shape[1]
+            self.split_sizes = tuple(size for size in (attended, len(weight) - 1 - attended, 1) if size)
         self.conv2 = conv_of(nn.Conv2d, conv2, weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,12 +51,9 @@ class ExportedBlock(nn.Module):
         mixed = self.conv2(self.act(self.conv1(mixed)))
         if self.shift is None:
             return x + mixed
-        channels, attended_channels = self.conv1.in_channels, self.shift.shape[1]
-        if attended_channels == channels:
-            attended, logit = mixed.split((channels, 1), dim=1)
-            return x + (attended * F.hardsigmoid(logit) + self.shift)
-        attended, rest, logit = mixed.split((attended_channels, channels - attended_channels, 1), dim=1)
-        return x + torch.cat((attended * F.hardsigmoid(logit) + self.shift, rest), dim=1)
+        attended, *rest, logit = mixed.split(self.split_sizes, dim=1)
+        attended = attended * F.hardsigmoid(logit) + self.shift
+        return x + (torch.cat((attended, *rest), dim=1) if rest else attended)
 
 
 class ExportedChannelAttention(nn.Module):
