@@ -30,7 +30,7 @@ def require_onnx() -> None:
     """Raises an ImportError with the command that installs what is missing to write and run ONNX models."""
     missing = [name for name in ('onnx', 'onnxruntime') if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"{', '.join(missing)} must be installed to write ONNX: pip install 'partialnet-mm[export]'")
+        raise ImportError(f"{', '.join(missing)} must be installed to write ONNX: pip install {' '.join(missing)}")
 
 
 def to_onnx(network: nn.Module, input_shape: Sequence[int], output_names: Sequence[str],
