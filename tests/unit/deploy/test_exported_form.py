@@ -1,8 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The form of merged blocks that exports write, and the rewriting of its last convolution for quantizers."""
+"""The form of merged blocks that exports write."""
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from partialnet_mm import PartialNet
@@ -40,31 +39,3 @@ def test_it_computes_what_the_merged_form_does(options):
 def test_without_merged_blocks_it_is_the_network_itself():
     backbone = PartialNet(ARCH)
     assert exported_form(backbone) is backbone
-
-
-class _Divisible(nn.Module):
-    """Two convolutions that are split along the channels, of which another layer reads the second as a whole, too."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 7, 3, padding=1), nn.Conv2d(4, 4, 1, bias=False)
-
-    def forward(self, x):
-        left, right, logit = self.first(x).split((4, 2, 1), dim=1)
-        y = self.second(left * F.hardsigmoid(logit))
-        return y, torch.cat(y.split((1, 3), dim=1)[::-1], dim=1), right
-
-
-def test_convolutions_are_divided_where_only_a_split_reads_them():
-    pytest.importorskip('onnxruntime')
-    from partialnet_mm.deploy.graph_passes import divide_convolutions
-    from partialnet_mm.deploy.onnx_export import differences, to_onnx
-    network = _Divisible().eval()
-    model = to_onnx(network, (1, 3, 64, 64), ['whole', 'turned', 'right'])
-    before = model.SerializeToString()
-    divided = divide_convolutions(model)
-    assert model.SerializeToString() == before
-    counts = [[sum(node.op_type == kind for node in graph.node) for kind in ('Conv', 'Split')]
-              for graph in (model.graph, divided.graph)]
-    assert counts == [[2, 2], [4, 1]]
-    assert max(differences(divided, network, [(1, 3, 32, 48), (2, 3, 16, 16)])) < 1e-6
