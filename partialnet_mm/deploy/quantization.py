@@ -1,11 +1,15 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Static INT8 quantization of ONNX models for onnxruntime."""
-import tempfile
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
+
+from ._float_graph import FloatGraph
+from ._int8_graph import Grid, Int8Graph
+
+#: Nodes that only move values, so that all they read and write has one grid.
+MOVING = ('Concat', 'Split', 'Slice', 'Transpose', 'Reshape')
 
 
 def quantize(model: onnx.ModelProto,
@@ -17,24 +21,74 @@ def quantize(model: onnx.ModelProto,
     Args:
         model: A float32 model, which stays as it is.
         batches: Inputs by name for each calibration run.
-        float_layers: Names of nodes that stay in float32. Defaults to none.
+        float_layers: Names of layers that stay in float32. Defaults to none.
         reduce_range: Whether weights have 7 bits. With 8 bits, processors
             without VNNI saturate sums of two products. Defaults to True.
 
     Returns:
         The quantized model.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    graph = FloatGraph(model)
+    needed: dict[str, None] = {}
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(batches)
+    def record(name: str) -> Grid:
+        needed[name] = None
+        return Grid(1., 0)
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.batches, None)
+    bits = 7 if reduce_range else 8
+    Int8Graph(graph, record, float_layers, bits)
+    ranges = activation_ranges(graph, list(needed), batches)
+    groups = _groups(graph)
+    joint: dict[str, tuple[float, float]] = {}
+    for name in needed:
+        low, high = joint.get(groups[name], ranges[name])
+        joint[groups[name]] = min(low, ranges[name][0]), max(high, ranges[name][1])
+    return Int8Graph(graph, lambda name: Grid.of_range(*joint[groups[name]]), float_layers, bits).model()
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'quantized.onnx'
-        quantize_static(model, str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-                        reduce_range=reduce_range, nodes_to_exclude=list(float_layers))
-        return onnx.load(path)
+
+def activation_ranges(graph: FloatGraph, names: Sequence[str],
+                      batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, tuple[float, float]]:
+    """The least and the largest value that each tensor has on some inputs.
+
+    Raises:
+        ValueError: If there is no input.
+    """
+    import onnxruntime
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'])
+    found: dict[str, tuple[float, float]] = {}
+    for batch in batches:
+        for name, value in zip(names, session.run(names, dict(batch))):
+            low, high = found.get(name, (np.inf, -np.inf))
+            if value.size:
+                found[name] = min(low, float(value.min())), max(high, float(value.max()))
+    if not found:
+        raise ValueError('there is no calibration image')
+    return {name: found.get(name, (0., 0.)) for name in names}
+
+
+def _groups(graph: FloatGraph) -> dict[str, str]:
+    """The group of each tensor; tensors of one group have one grid, because bytes are moved between them."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    for node in graph.nodes:
+        for name in node.output:
+            root(name)
+        if node.op_type in MOVING:
+            inputs = node.input if node.op_type == 'Concat' else node.input[:1]
+            first, *others = (name for name in (*inputs, *node.output) if name not in graph.constants)
+            for name in others:
+                parent[root(name)] = root(first)
+    for value in graph.model.graph.input:
+        root(value.name)
+    return {name: root(name) for name in parent}
