@@ -14,6 +14,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from ._float_graph import TO_FIRST, TO_LAST, FloatGraph, attributes
+from ._patterns import Statistics, find_attention, find_statistics
 
 MICROSOFT = 'com.microsoft'
 #: Activations whose output range a convolution's 8-bit output cuts off by itself.
@@ -253,6 +254,8 @@ class Int8Graph:
 
     def _lower_reshape(self, node: NodeProto) -> bool:
         """Feature maps as tokens, (B, C, H, W) as (B, C, L), and back."""
+        if self._attend(node):
+            return True
         name, out = node.input[0], node.output[0]
         ranks = self.graph.rank(name), self.graph.rank(out)
         if name not in self.held or ranks not in ((4, 3), (3, 4)):
@@ -276,6 +279,20 @@ class Int8Graph:
             shape, = self.out.node('Gather', [self._float(node.input[1]), order], out)
         new, = self.out.node('Reshape', [store.forms[form], shape], out)
         self._put(out, Store(ranks[1], {form: new}, store.grid), last)
+        return True
+
+    def _attend(self, node: NodeProto) -> bool:
+        """Attention of all heads as one operator, where it ends by joining the heads."""
+        found = find_attention(self.graph, node)
+        if found is None:
+            return False
+        store = self.held[found.tokens].store
+        width = self.graph.shapes[node.output[0]][2]
+        sizes = self.out.constant(np.array([width] * 3, np.int64), 'sizes')
+        parts = self.out.node('Split', [self._last(store, found.tokens), sizes], node.output[0], outputs=3, axis=2)
+        new, = self.out.node('MultiHeadAttention', [*parts, '', '', self._float(found.bias)], node.output[0], MICROSOFT,
+                             num_heads=found.heads, scale=found.scale)
+        self._put(node.output[0], Store(3, {'last': new}), True)
         return True
 
     def _lower_split(self, node: NodeProto) -> bool:
@@ -417,6 +434,9 @@ class Int8Graph:
 
     def _lower_gemm(self, node: NodeProto) -> bool:
         weight, given = self.graph.constants.get(node.input[1]), attributes(node)
+        statistics = find_statistics(self.graph, node)
+        if statistics is not None and self._gate(node, statistics):
+            return True
         bias_name = node.input[2] if len(node.input) > 2 and node.input[2] else None
         if (weight is None or given.get('transA') or given.get('alpha', 1) != 1 or given.get('beta', 1) != 1
                 or (bias_name and bias_name not in self.graph.constants) or min(weight.shape) < 16
@@ -425,6 +445,61 @@ class Int8Graph:
         weight = weight.T if given.get('transB') else weight
         bias = np.zeros(weight.shape[1], np.float32) if bias_name is None else self.graph.constants[bias_name]
         self._multiply(node.input[0], weight, np.broadcast_to(bias, (weight.shape[1], )), node.output[0])
+        return True
+
+    def _gate(self, node: NodeProto, statistics: Statistics) -> bool:
+        """A gate from the mean and the deviation of each channel, from one pass over the bytes of the feature map."""
+        name, given = statistics.values, attributes(node)
+        store, last = self.held[name]
+        bias_name = node.input[2] if len(node.input) > 2 and node.input[2] else None
+        end, passed = self.graph.only_consumer(node.output[0]), []
+        while end is not None and end.op_type in ('Unsqueeze', 'Reshape'):
+            passed.append(end)
+            end = self.graph.only_consumer(end.output[0])
+        if ('bytes' not in store.forms or not last or given.get('transA') or end is None
+                or end.op_type != 'HardSigmoid' or self.graph.rank(end.output[0]) != 4
+                or not self._is_layer(node, node.input[1], bias_name)):
+            return False
+        weight = self.graph.constants[node.input[1]].astype(np.float64)
+        weight = weight.T if given.get('transB') else weight
+        bias = np.zeros(weight.shape[1]) if bias_name is None else self.graph.constants[bias_name].astype(np.float64)
+        slope = attributes(end)
+        weight, bias = weight * slope.get('alpha', .2), bias * slope.get('alpha', .2) + slope.get('beta', .5)
+
+        out, write = end.output[0], self.out.node
+        length, count = self.graph.shapes[name][1], self.graph.constants.get(statistics.count)
+        channels = weight.shape[0] // 2
+        shape = self.out.constant(np.array([0, 1, -1, channels], np.int64), 'shape')
+        values = write('DequantizeLinear', [*write('Reshape', [store.forms['bytes'], shape], out),
+                                            *self.out.grid(store.grid)], out)
+        squares = write('Mul', values * 2, out)
+        mean_weight, std_weight = weight[0::2], weight[1::2]
+        if isinstance(length, int) and count is not None:
+            # The mean is scaled so that its square can be taken from the mean of the squares.
+            factor = float(np.sqrt(length * count))
+            ones = np.ones((1, 1, 1, length), np.float32)
+            mean = write('MatMul', [self.out.constant(ones / np.float32(factor), 'mean'), *values], out)
+            square = write('MatMul', [self.out.constant(ones / count.astype(np.float32), 'mean'), *squares], out)
+            squared = write('Mul', mean * 2, out)
+            mean_weight = mean_weight * (factor / length)
+        else:
+            sizes = write('Shape', values, out)
+            size = write('Gather', [*sizes, self.out.constant(np.array([2], np.int64), 'indices')], out)
+            row = write('Concat', [self.out.constant(np.ones(3, np.int64), 'shape'), *size], out, axis=0)
+            ones = write('ConstantOfShape', row, out, value=helper.make_tensor('one', onnx.TensorProto.FLOAT, [1], [1]))
+            length_float = write('Cast', size, out, to=onnx.TensorProto.FLOAT)
+            mean = write('Div', [*write('MatMul', [*ones, *values], out), *length_float], out)
+            count_float = self._float(statistics.count)
+            square = write('Div', [*write('MatMul', [*ones, *squares], out), count_float], out)
+            ratio = write('Div', [*length_float, count_float], out)
+            squared = write('Mul', [*write('Mul', mean * 2, out), *ratio], out)
+        variance = write('Relu', write('Sub', [*square, *squared], out), out)
+        both = write('Concat', [*mean, *write('Sqrt', variance, out)], out, axis=3)
+        weight = np.concatenate((mean_weight, std_weight)).astype(np.float32)
+        gate = write('MatMul', [*both, self.out.constant(weight, f'{out}/weight')], out)
+        gate = write('Add', [*gate, self.out.constant(bias.astype(np.float32), f'{out}/bias')], out)
+        self._put(out, Store(4, {'bytes': write('QuantizeLinear', [*gate, *self.out.grid(UNIT)], out)[0]}, UNIT), False)
+        self.done.update(id(other) for other in (*passed, end))
         return True
 
     def _multiply(self, name: str, weight: np.ndarray, bias: np.ndarray, out: str) -> None:
