@@ -25,7 +25,7 @@ class FloatGraph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         model = _fold_constants(_with_known_dims(_fold_constants(model)))
-        model = onnx.shape_inference.infer_shapes(model)
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         self.model, graph = model, model.graph
         self.nodes = list(graph.node)
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -98,7 +98,7 @@ def _fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _with_known_dims(model: onnx.ModelProto) -> onnx.ModelProto:
     """Makes constants of single dimensions that are read from a tensor of partly known shape."""
-    model = onnx.shape_inference.infer_shapes(model)
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     shapes: Mapping[str, list] = {value.name: list(_dims(value)) for value in (*model.graph.input,
                                                                                *model.graph.value_info)}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -108,10 +108,17 @@ def _with_known_dims(model: onnx.ModelProto) -> onnx.ModelProto:
             given = attributes(node)
             read[node.output[0]] = shapes[node.input[0]][given.get('start', 0):given.get('end')]
     for node in model.graph.node:
-        if node.op_type == 'Gather' and node.input[0] in read and node.input[1] in constants:
-            index = constants[node.input[1]]
-            dims = np.array(read[node.input[0]], dtype=object)[index]
-            if all(isinstance(dim, int) for dim in np.atleast_1d(dims)):
-                known = numpy_helper.from_array(np.asarray(dims, dtype=np.int64))
-                node.CopyFrom(helper.make_node('Constant', [], node.output, name=node.name, value=known))
+        operands = [constants.get(name) for name in node.input[1:]]
+        if not node.input or node.input[0] not in read or any(value is None for value in operands):
+            continue
+        dims = read[node.input[0]]
+        if node.op_type == 'Gather' and operands[0].ndim == 0:
+            dims, rank = [dims[int(operands[0])]], 0
+        elif node.op_type == 'Slice' and len(operands) in (2, 3):
+            dims, rank = dims[int(operands[0].flat[0]):int(operands[1].flat[0])], 1
+        else:
+            continue
+        if dims and all(isinstance(dim, int) for dim in dims):
+            known = numpy_helper.from_array(np.array(dims, dtype=np.int64).reshape([-1] * rank))
+            node.CopyFrom(helper.make_node('Constant', [], node.output, name=node.name, value=known))
     return model

@@ -14,9 +14,10 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from ._float_graph import TO_FIRST, TO_LAST, FloatGraph, attributes
-from ._patterns import Statistics, find_attention, find_statistics
+from ._patterns import Statistics, find_attention, find_gelu, find_statistics
 
 MICROSOFT = 'com.microsoft'
+import os; MODE=os.environ.get('GELU','')
 #: Activations whose output range a convolution's 8-bit output cuts off by itself.
 CLAMPING = ('Relu', 'Clip', 'HardSigmoid')
 
@@ -116,6 +117,13 @@ class Int8Graph:
         for value in graph.model.graph.input:
             if value.name not in graph.constants:
                 self.held[value.name] = Held(Store(graph.rank(value.name) or 0, {'first': value.name}), False)
+        self.gelus: dict[int, str] = {}
+        for node in graph.nodes:
+            found = find_gelu(graph, node) if node.op_type == 'Erf' else None
+            if found is not None:
+                name, (*inner, end) = found
+                self.done.update(map(id, inner))
+                self.gelus[id(end)] = name
         for node in graph.nodes:
             if id(node) not in self.done:
                 lower = getattr(self, f'_lower_{node.op_type.lower()}', None)
@@ -540,10 +548,27 @@ class Int8Graph:
              self.out.constant(bias, f'{out}/bias')], out, MICROSOFT, channels_last=1, **given)
         self._put(out, Store(4, {'bytes': new}, new_grid), last)
 
+    def _gelu(self, name: str, out: str) -> None:
+        store, last = self.held[name]
+        if MODE == 'sigmoid' and 'bytes' in store.forms:
+            grid = store.grid
+            sig, = self.out.node('QLinearSigmoid', [store.forms['bytes'], *self.out.grid(Grid(grid.scale * 1.702, grid.zero_point)), *self.out.grid(UNIT)], out, MICROSOFT)
+            new_grid = self.grid(out)
+            new, = self.out.node('QLinearMul', [store.forms['bytes'], *self.out.grid(grid), sig, *self.out.grid(UNIT), *self.out.grid(new_grid)], out, MICROSOFT)
+            self._put(out, Store(store.rank, {'bytes': new}, new_grid), last)
+            return
+        last_form = 'bytes' in store.forms or last
+        values = self._last(store, name) if last_form else self._first(store, name)
+        new, = self.out.node('Gelu', [values], out, MICROSOFT)
+        self._put(out, Store(store.rank, {'last' if last_form else 'first': new}), last)
+
     def _lower_add(self, node: NodeProto) -> bool:
         return self._lower_binary(node, 'QLinearAdd')
 
     def _lower_mul(self, node: NodeProto) -> bool:
+        if id(node) in self.gelus:
+            self._gelu(self.gelus[id(node)], node.output[0])
+            return True
         return self._lower_binary(node, 'QLinearMul')
 
     def _lower_binary(self, node: NodeProto, op: str) -> bool:

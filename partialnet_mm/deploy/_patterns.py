@@ -94,6 +94,45 @@ def find_attention(graph: FloatGraph, reshape: NodeProto) -> Attention | None:
     return Attention(divided.input[0], bias, shape[3], query_scale * key_scale * other_scale)
 
 
+def find_gelu(graph: FloatGraph, erf: NodeProto) -> tuple[str, list[NodeProto]] | None:
+    """The input of a GELU that is written by its error function, and its nodes, the last one last."""
+    inner = graph.producer.get(erf.input[0])
+    found = None if inner is None or inner.op_type not in ('Mul', 'Div') else graph.constant_input(inner)
+    if found is None or found[0].size != 1 or (inner.op_type == 'Div' and found[1] != inner.input[0]):
+        return None
+    factor = float(found[0].flat[0])
+    if abs((factor if inner.op_type == 'Mul' else 1 / factor) - 0.5**0.5) > 1e-4:
+        return None
+    values, nodes = found[1], [inner, erf]
+    add = graph.only_consumer(erf.output[0])
+    found = None if add is None or add.op_type != 'Add' else graph.constant_input(add)
+    if found is None or found[0].size != 1 or found[0].flat[0] != 1:
+        return None
+    nodes.append(add)
+    halved = multiplied = False
+    while not (halved and multiplied):
+        product = graph.only_consumer(nodes[-1].output[0])
+        if product is None or product.op_type != 'Mul':
+            return None
+        other = next((name for name in product.input if name != nodes[-1].output[0]), None)
+        constant = graph.constants.get(other)
+        half = graph.producer.get(other)
+        if constant is not None and constant.size == 1 and constant.flat[0] == .5 and not halved:
+            halved = True
+        elif other == values and not multiplied:
+            multiplied = True
+        elif half is not None and half.op_type == 'Mul' and not halved and not multiplied:
+            found = graph.constant_input(half)
+            if found is None or found[1] != values or found[0].size != 1 or found[0].flat[0] != .5:
+                return None
+            nodes.append(half)
+            halved = multiplied = True
+        else:
+            return None
+        nodes.append(product)
+    return values, nodes
+
+
 def _before(graph: FloatGraph, name: str, passing: tuple[str, ...]) -> NodeProto | None:
     """The node that computes a tensor, before all nodes of some kinds."""
     node = graph.producer.get(name)
