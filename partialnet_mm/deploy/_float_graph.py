@@ -2,7 +2,7 @@
 """The float32 graph of an ONNX model, simplified for reading, with producers, consumers and shapes at hand."""
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,12 @@ class FloatGraph:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        model = _fold_constants(_with_known_dims(_fold_constants(model)))
+        model, before = _fold_constants(model), None
+        while len(model.graph.node) != before:
+            before, model = len(model.graph.node), _fold_constants(_with_known_dims(model))
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         self.model, graph = model, model.graph
-        self.nodes = list(graph.node)
+        self.nodes = needed_nodes(graph.node, [value.name for value in graph.output])
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self.outputs = {value.name for value in graph.output}
         self.opset = next(entry.version for entry in model.opset_import if entry.domain == '')
@@ -74,6 +76,32 @@ class FloatGraph:
 def attributes(node: NodeProto) -> dict[str, object]:
     """The attributes of a node."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def read_names(node: NodeProto) -> set[str]:
+    """Names of all tensors that a node reads, in its subgraphs as well."""
+    return set(node.input).union(*(outer_names(graph) for attribute in node.attribute
+                                   for graph in (attribute.g, *attribute.graphs)))
+
+
+def outer_names(graph: onnx.GraphProto) -> set[str]:
+    """Names that the nodes of a subgraph read from outside of it."""
+    inner = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    read: set[str] = set()
+    for node in graph.node:
+        read |= read_names(node) - inner
+        inner.update(node.output)
+    return read | ({value.name for value in graph.output} - inner)
+
+
+def needed_nodes(nodes: Iterable[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
+    """The nodes that some outputs depend on, in their order."""
+    found, needed = [], set(outputs)
+    for node in reversed(list(nodes)):
+        if needed & set(node.output):
+            found.append(node)
+            needed |= read_names(node)
+    return found[::-1]
 
 
 def _dims(value: onnx.ValueInfoProto) -> Iterator[int | str]:

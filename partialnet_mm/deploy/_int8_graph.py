@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from ._float_graph import TO_FIRST, TO_LAST, FloatGraph, attributes
-from ._patterns import Statistics, find_attention, find_gelu, find_statistics
+from ._float_graph import TO_FIRST, TO_LAST, FloatGraph, attributes, needed_nodes, outer_names, read_names
+from ._patterns import Statistics, channel_slice, find_attention, find_gelu, find_pieces, find_statistics
 
 MICROSOFT = 'com.microsoft'
 import os; MODE=os.environ.get('GELU','')
@@ -135,13 +135,10 @@ class Int8Graph:
         old = self.graph.model
         for value in old.graph.output:
             self.out.nodes.append(helper.make_node('Identity', [self._float(value.name)], [value.name]))
-        nodes, needed = [], {value.name for value in old.graph.output}
-        for node in reversed(self.out.nodes):
-            if needed & set(node.output):
-                nodes.append(node)
-                needed |= _read_names(node)
+        nodes = needed_nodes(self.out.nodes, [value.name for value in old.graph.output])
+        needed = set().union(*map(read_names, nodes))
         constants = [tensor for name, tensor in self.out.constants.items() if name in needed]
-        graph = helper.make_graph(nodes[::-1], old.graph.name, old.graph.input, old.graph.output, constants)
+        graph = helper.make_graph(nodes, old.graph.name, old.graph.input, old.graph.output, constants)
         domains = {node.domain for node in nodes} - {'', 'ai.onnx'}
         opsets = [helper.make_opsetid('', self.graph.opset), *(helper.make_opsetid(name, 1) for name in domains)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=min(old.ir_version, 10),
@@ -161,7 +158,7 @@ class Int8Graph:
         new.input.extend(self._float(name) if name else '' for name in node.input)
         for attribute in new.attribute:
             for graph in (attribute.g, *attribute.graphs):
-                for name in _outer_names(graph):
+                for name in outer_names(graph):
                     self.out.nodes.append(helper.make_node('Identity', [self._float(name)], [name]))
         self.out.nodes.append(new)
         # Layouts matter for what may be quantized later: a layer's input says what it is.
@@ -344,16 +341,9 @@ class Int8Graph:
         return True
 
     def _channel_slice(self, node: NodeProto) -> tuple[int, int] | None:
-        """First and last channel (exclusive) of a slice of the channels of bytes; None of any other."""
-        name, given = node.input[0], [self.graph.constants.get(name) for name in node.input[1:]]
-        if not self._has_bytes(name) or len(given) < 3 or any(value is None or value.size != 1 for value in given):
+        if not self._has_bytes(node.input[0]):
             return None
-        start, end, axis, *step = (int(value.flat[0]) for value in given)
-        axis %= self.held[name].store.rank
-        channels = self.graph.shapes[name][axis]
-        if axis != self._channel_axis(name) or step not in ([], [1]) or not isinstance(channels, int):
-            return None
-        return slice(start, end).indices(channels)[:2]
+        return channel_slice(self.graph, node, self._channel_axis(node.input[0]))
 
     def _lower_concat(self, node: NodeProto) -> bool:
         names = list(node.input)
@@ -477,7 +467,9 @@ class Int8Graph:
         out, write = end.output[0], self.out.node
         length, count = self.graph.shapes[name][1], self.graph.constants.get(statistics.count)
         channels = weight.shape[0] // 2
-        shape = self.out.constant(np.array([0, 1, -1, channels], np.int64), 'shape')
+        # One image needs no dimension of batches, and a product of matrices has a bias of its own.
+        single = self.graph.shapes[name][0] == 1
+        shape = self.out.constant(np.array([-1, channels] if single else [0, 1, -1, channels], np.int64), 'shape')
         values = write('DequantizeLinear', [*write('Reshape', [store.forms['bytes'], shape], out),
                                             *self.out.grid(store.grid)], out)
         squares = write('Mul', values * 2, out)
@@ -485,27 +477,33 @@ class Int8Graph:
         if isinstance(length, int) and count is not None:
             # The mean is scaled so that its square can be taken from the mean of the squares.
             factor = float(np.sqrt(length * count))
-            ones = np.ones((1, 1, 1, length), np.float32)
+            ones = np.ones((1, length) if single else (1, 1, 1, length), np.float32)
             mean = write('MatMul', [self.out.constant(ones / np.float32(factor), 'mean'), *values], out)
             square = write('MatMul', [self.out.constant(ones / count.astype(np.float32), 'mean'), *squares], out)
             squared = write('Mul', mean * 2, out)
             mean_weight = mean_weight * (factor / length)
         else:
-            sizes = write('Shape', values, out)
-            size = write('Gather', [*sizes, self.out.constant(np.array([2], np.int64), 'indices')], out)
-            row = write('Concat', [self.out.constant(np.ones(3, np.int64), 'shape'), *size], out, axis=0)
-            ones = write('ConstantOfShape', row, out, value=helper.make_tensor('one', onnx.TensorProto.FLOAT, [1], [1]))
+            indices = self.out.constant(np.array([0 if single else 2], np.int64), 'indices')
+            size = write('Gather', [*write('Shape', values, out), indices], out)
             length_float = write('Cast', size, out, to=onnx.TensorProto.FLOAT)
+            row = write('Concat', [self.out.constant(np.ones(1 if single else 3, np.int64), 'shape'),
+                                   *size], out, axis=0)
+            one = helper.make_tensor('one', onnx.TensorProto.FLOAT, [1], [1])
+            ones = write('ConstantOfShape', row, out, value=one)
             mean = write('Div', [*write('MatMul', [*ones, *values], out), *length_float], out)
             count_float = self._float(statistics.count)
             square = write('Div', [*write('MatMul', [*ones, *squares], out), count_float], out)
             ratio = write('Div', [*length_float, count_float], out)
             squared = write('Mul', [*write('Mul', mean * 2, out), *ratio], out)
         variance = write('Relu', write('Sub', [*square, *squared], out), out)
-        both = write('Concat', [*mean, *write('Sqrt', variance, out)], out, axis=3)
+        both = write('Concat', [*mean, *write('Sqrt', variance, out)], out, axis=1 if single else 3)
         weight = np.concatenate((mean_weight, std_weight)).astype(np.float32)
-        gate = write('MatMul', [*both, self.out.constant(weight, f'{out}/weight')], out)
-        gate = write('Add', [*gate, self.out.constant(bias.astype(np.float32), f'{out}/bias')], out)
+        parameters = [self.out.constant(weight, f'{out}/weight'),
+                      self.out.constant(bias.astype(np.float32), f'{out}/bias')]
+        if single:
+            gate = write('Gemm', [*both, *parameters], out)
+        else:
+            gate = write('Add', [*write('MatMul', [*both, parameters[0]], out), parameters[1]], out)
         self._put(out, Store(4, {'bytes': write('QuantizeLinear', [*gate, *self.out.grid(UNIT)], out)[0]}, UNIT), False)
         self.done.update(id(other) for other in (*passed, end))
         return True
@@ -529,8 +527,19 @@ class Int8Graph:
                   given: Mapping[str, object]) -> None:
         """A convolution and the activation that follows it."""
         self._set_layout(name, last)
-        values, grid = self._bytes(name)
+        pieces = find_pieces(self.graph, out)
+        if pieces is not None and given.get('group', 1) == 1:
+            # A product for each piece costs less than to divide its output, and each has a grid of its own.
+            for low, high, node, piece in pieces:
+                self.done.add(id(node))
+                self._convolve_piece(name, weight[low:high], bias[low:high], piece, last, None, given)
+            return
         out, last, activation = self._with_activation(out, last)
+        self._convolve_piece(name, weight, bias, out, last, activation, given)
+
+    def _convolve_piece(self, name: str, weight: np.ndarray, bias: np.ndarray, out: str, last: bool,
+                        activation: NodeProto | None, given: Mapping[str, object]) -> None:
+        values, grid = self._bytes(name)
         weight, bias = weight.astype(np.float64), bias.astype(np.float64)
         if activation is not None and activation.op_type == 'HardSigmoid':
             slope = attributes(activation)
@@ -634,21 +643,3 @@ def layer_name(node: NodeProto, weight: str, bias: str | None) -> str:
         if name.endswith(('.weight', '.bias')):
             return name.rpartition('.')[0]
     return node.name
-
-
-def _read_names(node: NodeProto) -> set[str]:
-    names = set(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            names.update(_outer_names(graph))
-    return names
-
-
-def _outer_names(graph: onnx.GraphProto) -> set[str]:
-    """Names that the nodes of a subgraph read from outside of it."""
-    inner = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    read: set[str] = set()
-    for node in graph.node:
-        read |= _read_names(node) - inner
-        inner.update(node.output)
-    return read | ({value.name for value in graph.output} - inner)

@@ -94,6 +94,50 @@ def find_attention(graph: FloatGraph, reshape: NodeProto) -> Attention | None:
     return Attention(divided.input[0], bias, shape[3], query_scale * key_scale * other_scale)
 
 
+def find_pieces(graph: FloatGraph, name: str) -> list[tuple[int, int, NodeProto, str]] | None:
+    """How the output of a linear layer is divided along its channels, where that is all that happens to it.
+
+    Returns:
+        For each piece, in their order, its first channel, its last channel
+        (exclusive), its node, and its name; None if the tensor is not the
+        output of a linear layer, or is read otherwise.
+    """
+    layer = graph.producer.get(name)
+    if layer is not None and layer.op_type == 'Add':
+        found = graph.constant_input(layer)
+        layer = graph.producer.get(found[1]) if found is not None and graph.only_consumer(found[1]) else None
+    if layer is None or layer.op_type not in ('Conv', 'MatMul') or layer.input[1] not in graph.constants:
+        return None
+    axis = 1 if layer.op_type == 'Conv' else 3
+    shape, readers = graph.shapes.get(name, ()), graph.consumers[name]
+    if len(shape) != 4 or not isinstance(shape[axis], int) or name in graph.outputs or not readers:
+        return None
+    pieces: list[tuple[int, int, NodeProto, str]] = []
+    for node in readers:
+        if node.op_type == 'Split' and attributes(node).get('axis', 0) % 4 == axis and len(readers) == 1:
+            ends = np.cumsum([0, *(graph.shapes[out][axis] for out in node.output)]).tolist()
+            pieces = [(low, high, node, out) for low, high, out in zip(ends, ends[1:], node.output)]
+        elif node.op_type == 'Slice' and (found := channel_slice(graph, node, axis)) is not None:
+            pieces.append((*found, node, node.output[0]))
+        else:
+            return None
+    pieces.sort(key=lambda piece: piece[:2])
+    whole = [low for low, *_ in pieces] == [0, *(piece[1] for piece in pieces[:-1])] and pieces[-1][1] == shape[axis]
+    return pieces if whole and len(pieces) > 1 else None
+
+
+def channel_slice(graph: FloatGraph, node: NodeProto, channel_axis: int) -> tuple[int, int] | None:
+    """First and last channel (exclusive) of a slice along the channels; None of any other."""
+    given = [graph.constants.get(name) for name in node.input[1:]]
+    if len(given) < 3 or any(value is None or value.size != 1 for value in given):
+        return None
+    start, end, axis, *step = (int(value.flat[0]) for value in given)
+    shape = graph.shapes[node.input[0]]
+    if axis % len(shape) != channel_axis or step not in ([], [1]) or not isinstance(shape[channel_axis], int):
+        return None
+    return slice(start, end).indices(shape[channel_axis])[:2]
+
+
 def find_gelu(graph: FloatGraph, erf: NodeProto) -> tuple[str, list[NodeProto]] | None:
     """The input of a GELU that is written by its error function, and its nodes, the last one last."""
     inner = graph.producer.get(erf.input[0])

@@ -7,6 +7,7 @@ import onnx
 
 from ._float_graph import FloatGraph
 from ._int8_graph import Grid, Int8Graph
+from ._patterns import find_pieces
 
 #: Nodes that only move values, so that all they read and write has one grid.
 MOVING = ('Concat', 'Split', 'Slice', 'Transpose', 'Reshape')
@@ -84,7 +85,8 @@ def _groups(graph: FloatGraph) -> dict[str, str]:
     for node in graph.nodes:
         for name in node.output:
             root(name)
-        if node.op_type in MOVING:
+        divides_layer = node.op_type in ('Split', 'Slice') and find_pieces(graph, node.input[0]) is not None
+        if node.op_type in MOVING and not divides_layer:
             inputs = node.input if node.op_type == 'Concat' else node.input[:1]
             first, *others = (name for name in (*inputs, *node.output) if name not in graph.constants)
             for name in others:
