@@ -127,8 +127,8 @@ def _fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 def _with_known_dims(model: onnx.ModelProto) -> onnx.ModelProto:
     """Makes constants of single dimensions that are read from a tensor of partly known shape."""
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes: Mapping[str, list] = {value.name: list(_dims(value)) for value in (*model.graph.input,
-                                                                               *model.graph.value_info)}
+    shapes: Mapping[str, list] = {value.name: list(_dims(value)) for value in (*model.graph.input, *model.graph.value_info)
+                                  if value.type.tensor_type.HasField('shape')}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     read = {}
     for node in model.graph.node:

@@ -114,6 +114,7 @@ class Int8Graph:
         self.held: dict[str, Held] = {}
         self.done: set[int] = set()
         self.layers: list[str] = []
+        self.named: set[str] = set()
         for value in graph.model.graph.input:
             if value.name not in graph.constants:
                 self.held[value.name] = Held(Store(graph.rank(value.name) or 0, {'first': value.name}), False)
@@ -134,7 +135,7 @@ class Int8Graph:
         """The model of the new graph, with inputs, outputs and metadata of the old one."""
         old = self.graph.model
         for value in old.graph.output:
-            self.out.nodes.append(helper.make_node('Identity', [self._float(value.name)], [value.name]))
+            self._give(value.name)
         nodes = needed_nodes(self.out.nodes, [value.name for value in old.graph.output])
         needed = set().union(*map(read_names, nodes))
         constants = [tensor for name, tensor in self.out.constants.items() if name in needed]
@@ -159,13 +160,20 @@ class Int8Graph:
         for attribute in new.attribute:
             for graph in (attribute.g, *attribute.graphs):
                 for name in outer_names(graph):
-                    self.out.nodes.append(helper.make_node('Identity', [self._float(name)], [name]))
+                    self._give(name)
         self.out.nodes.append(new)
         # Layouts matter for what may be quantized later: a layer's input says what it is.
         last = next((self.held[name].last for name in node.input
                      if name in self.held and self.graph.rank(name) == self.graph.rank(node.output[0])), False)
         for name in node.output:
             self.held[name] = Held(Store(self.graph.rank(name) or 0, {'last' if last else 'first': name}), last)
+
+    def _give(self, name: str) -> None:
+        """Gives a float32 tensor under its old name, as subgraphs and callers read it."""
+        new = self._float(name)
+        if new != name and name not in self.named:
+            self.out.nodes.append(helper.make_node('Identity', [new], [name]))
+            self.named.add(name)
 
     def _copy_shape(self, node: NodeProto) -> bool:
         """The shape of a tensor that is held in another order of its dimensions."""
@@ -226,11 +234,12 @@ class Int8Graph:
             store.forms['bytes'], = new
         return store.forms['bytes'], store.grid
 
-    def _set_layout(self, name: str, last: bool) -> None:
-        """Says which dimension of a tensor of the float32 graph is the channels."""
+    def _set_layout(self, name: str, last: bool, rank: int = 0) -> None:
+        """Says which dimension of a tensor of the float32 graph is the channels, and its rank where it is unknown."""
         store, assumed = self.held[name]
-        if assumed != last:
-            self._put(name, Store(store.rank, {'last' if last else 'first': self._float(name)}), last)
+        if assumed != last or not store.rank:
+            store = Store(store.rank or rank, {'last' if last else 'first': self._float(name)})
+            self._put(name, store, last)
 
     def _has_bytes(self, name: str) -> bool:
         return name in self.held and 'bytes' in self.held[name].store.forms
@@ -526,7 +535,7 @@ class Int8Graph:
     def _convolve(self, name: str, weight: np.ndarray, bias: np.ndarray, out: str, last: bool,
                   given: Mapping[str, object]) -> None:
         """A convolution and the activation that follows it."""
-        self._set_layout(name, last)
+        self._set_layout(name, last, 4)
         pieces = find_pieces(self.graph, out)
         if pieces is not None and given.get('group', 1) == 1:
             # A product for each piece costs less than to divide its output, and each has a grid of its own.
