@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import NodeProto, helper, numpy_helper
 
 #: From channels first to channels last, by rank; and back.
@@ -110,7 +111,6 @@ def _dims(value: onnx.ValueInfoProto) -> Iterator[int | str]:
 
 
 def _fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    import onnxruntime
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3

@@ -104,11 +104,16 @@ class Int8Graph:
         float_layers: Names of layers, see :func:`layer_name`, that stay in
             float32.
         weight_bits: Bits of a weight, 7 or 8.
+        alone: Whether the network stays in float32, and each layer is
+            computed a second time in 8 bits, beside it, see
+            :attr:`alone`.
     """
 
     def __init__(self, graph: FloatGraph, grid: Callable[[str], Grid], float_layers: Sequence[str] = (),
-                 weight_bits: int = 7) -> None:
-        self.graph, self.grid, self.float_layers = graph, grid, set(float_layers)
+                 weight_bits: int = 7, alone: bool = False) -> None:
+        self.graph, self.grid, self.float_layers, self.compares = graph, grid, set(float_layers), alone
+        #: For each output of a layer: the layer, its name in the float32 graph, and what the layer alone gives.
+        self.alone: list[tuple[str, str, Held]] = []
         self.most = 2**(weight_bits - 1) - (weight_bits == 8)
         self.out = Writer()
         self.held: dict[str, Held] = {}
@@ -128,18 +133,37 @@ class Int8Graph:
         for node in graph.nodes:
             if id(node) not in self.done:
                 lower = getattr(self, f'_lower_{node.op_type.lower()}', None)
+                layers, done, held = len(self.layers), set(self.done), set(self.held)
                 if node.domain not in ('', 'ai.onnx') or lower is None or not lower(node):
                     self._copy(node)
+                elif alone and len(self.layers) > layers:
+                    self.alone += [(self.layers[-1], name, self.held.pop(name)) for name in set(self.held) - held]
+                    for kept, _ in self.held.values():
+                        kept.forms.pop('bytes', None)
+                    self.done = done
+                    self._copy(node)
+
+    def comparison(self) -> tuple[onnx.ModelProto, list[str]]:
+        """A model that gives, for each of :attr:`alone`, float32 values, and those in 8 bits; and the layers' names."""
+        outputs = []
+        for _, name, held in self.alone:
+            self._give(name)
+            new = self._last(held.store, name) if held.last else self._first(held.store, name)
+            outputs += [onnx.ValueInfoProto(name=name), onnx.ValueInfoProto(name=new)]
+        return self._model(outputs), [layer for layer, *_ in self.alone]
 
     def model(self) -> onnx.ModelProto:
         """The model of the new graph, with inputs, outputs and metadata of the old one."""
-        old = self.graph.model
-        for value in old.graph.output:
+        for value in self.graph.model.graph.output:
             self._give(value.name)
-        nodes = needed_nodes(self.out.nodes, [value.name for value in old.graph.output])
+        return self._model(self.graph.model.graph.output)
+
+    def _model(self, outputs: Sequence[onnx.ValueInfoProto]) -> onnx.ModelProto:
+        old = self.graph.model
+        nodes = needed_nodes(self.out.nodes, [value.name for value in outputs])
         needed = set().union(*map(read_names, nodes))
         constants = [tensor for name, tensor in self.out.constants.items() if name in needed]
-        graph = helper.make_graph(nodes, old.graph.name, old.graph.input, old.graph.output, constants)
+        graph = helper.make_graph(nodes, old.graph.name, old.graph.input, outputs, constants)
         domains = {node.domain for node in nodes} - {'', 'ai.onnx'}
         opsets = [helper.make_opsetid('', self.graph.opset), *(helper.make_opsetid(name, 1) for name in domains)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=min(old.ir_version, 10),
@@ -279,7 +303,9 @@ class Int8Graph:
         axis = -1 if last else 1
         if not (isinstance(before[axis], int) and before[axis] == after[axis] and before[0] == after[0]):
             return False
-        if 'bytes' not in store.forms and 'last' not in store.forms:
+        if last and not store.forms.keys() & {'bytes', 'last'}:
+            self._float(name)
+        elif 'bytes' not in store.forms and 'last' not in store.forms:
             return False
         form = 'bytes' if 'bytes' in store.forms else 'last'
         if ranks == (4, 3):
@@ -457,13 +483,13 @@ class Int8Graph:
     def _gate(self, node: NodeProto, statistics: Statistics) -> bool:
         """A gate from the mean and the deviation of each channel, from one pass over the bytes of the feature map."""
         name, given = statistics.values, attributes(node)
-        store, last = self.held[name]
+        last = self.held[name].last
         bias_name = node.input[2] if len(node.input) > 2 and node.input[2] else None
         end, passed = self.graph.only_consumer(node.output[0]), []
         while end is not None and end.op_type in ('Unsqueeze', 'Reshape'):
             passed.append(end)
             end = self.graph.only_consumer(end.output[0])
-        if ('bytes' not in store.forms or not last or given.get('transA') or end is None
+        if (not (self._has_bytes(name) or self.compares) or not last or given.get('transA') or end is None
                 or end.op_type != 'HardSigmoid' or self.graph.rank(end.output[0]) != 4
                 or not self._is_layer(node, node.input[1], bias_name)):
             return False
@@ -479,8 +505,8 @@ class Int8Graph:
         # One image needs no dimension of batches, and a product of matrices has a bias of its own.
         single = self.graph.shapes[name][0] == 1
         shape = self.out.constant(np.array([-1, channels] if single else [0, 1, -1, channels], np.int64), 'shape')
-        values = write('DequantizeLinear', [*write('Reshape', [store.forms['bytes'], shape], out),
-                                            *self.out.grid(store.grid)], out)
+        values, grid = self._bytes(name)
+        values = write('DequantizeLinear', [*write('Reshape', [values, shape], out), *self.out.grid(grid)], out)
         squares = write('Mul', values * 2, out)
         mean_weight, std_weight = weight[0::2], weight[1::2]
         if isinstance(length, int) and count is not None:
@@ -510,7 +536,8 @@ class Int8Graph:
         parameters = [self.out.constant(weight, f'{out}/weight'),
                       self.out.constant(bias.astype(np.float32), f'{out}/bias')]
         if single:
-            gate = write('Gemm', [*both, *parameters], out)
+            four = self.out.constant(np.array([1, 1, 1, -1], np.int64), 'shape')
+            gate = write('Reshape', [*write('Gemm', [*both, *parameters], out), four], out)
         else:
             gate = write('Add', [*write('MatMul', [*both, parameters[0]], out), parameters[1]], out)
         self._put(out, Store(4, {'bytes': write('QuantizeLinear', [*gate, *self.out.grid(UNIT)], out)[0]}, UNIT), False)
