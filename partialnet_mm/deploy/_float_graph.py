@@ -2,7 +2,7 @@
 """The float32 graph of an ONNX model, simplified for reading, with producers, consumers and shapes at hand."""
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +127,8 @@ def _fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 def _with_known_dims(model: onnx.ModelProto) -> onnx.ModelProto:
     """Makes constants of single dimensions that are read from a tensor of partly known shape."""
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes: Mapping[str, list] = {value.name: list(_dims(value)) for value in (*model.graph.input, *model.graph.value_info)
-                                  if value.type.tensor_type.HasField('shape')}
+    shapes = {value.name: list(_dims(value)) for value in (*model.graph.input, *model.graph.value_info)
+              if value.type.tensor_type.HasField('shape')}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     read = {}
     for node in model.graph.node:

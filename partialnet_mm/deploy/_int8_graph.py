@@ -5,8 +5,7 @@ Feature maps stay in 8 bits, with the channels last, from one convolution to the
 matrix product and nothing is transposed between them. Splitting, joining and reshaping only move bytes: all tensors
 that such a node reads and writes have one scale. What has no 8-bit operator runs in float32, on what it needs alone.
 """
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +16,11 @@ from ._float_graph import TO_FIRST, TO_LAST, FloatGraph, attributes, needed_node
 from ._patterns import Statistics, channel_slice, find_attention, find_gelu, find_pieces, find_statistics
 
 MICROSOFT = 'com.microsoft'
-import os; MODE=os.environ.get('GELU','')
-#: Activations whose output range a convolution's 8-bit output cuts off by itself.
-CLAMPING = ('Relu', 'Clip', 'HardSigmoid')
+#: Activations that the 8 bits of an output compute by themselves, where they cut off.
+CLAMPING = ('Relu', 'Clip')
+
+#: Largest size in bytes to which a constant row is repeated.
+MOST_REPEATED = 2**20
 
 
 class Grid(NamedTuple):
@@ -61,12 +62,12 @@ class Held(NamedTuple):
 
 
 class Writer:
-    """Nodes and constants of a new graph."""
+    """Nodes and constants of a new graph, whose names are not among those that are taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Iterable[str]) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
-        self.names: dict[str, int] = {}
+        self.names = dict.fromkeys(taken, 0)
         self.known: dict[tuple, str] = {}
 
     def name(self, base: str) -> str:
@@ -112,10 +113,10 @@ class Int8Graph:
     def __init__(self, graph: FloatGraph, grid: Callable[[str], Grid], float_layers: Sequence[str] = (),
                  weight_bits: int = 7, alone: bool = False) -> None:
         self.graph, self.grid, self.float_layers, self.compares = graph, grid, set(float_layers), alone
-        #: For each output of a layer: the layer, its name in the float32 graph, and what the layer alone gives.
+        #: For each output of a layer: the layer, the output's name in the float32 graph, what the layer alone gives.
         self.alone: list[tuple[str, str, Held]] = []
         self.most = 2**(weight_bits - 1) - (weight_bits == 8)
-        self.out = Writer()
+        self.out = Writer([*graph.producer, *graph.constants, *(value.name for value in graph.model.graph.input)])
         self.held: dict[str, Held] = {}
         self.done: set[int] = set()
         self.layers: list[str] = []
@@ -286,7 +287,8 @@ class Int8Graph:
             return True
         # Nothing is known yet of the layout of what no layer has computed.
         if 'bytes' not in store.forms and len(store.forms) == 1 and perm == (TO_FIRST if not last else TO_LAST)[rank]:
-            self._put(node.output[0], Store(rank, {'last' if not last else 'first': next(iter(store.forms.values()))}), last)
+            name, = store.forms.values()
+            self._put(node.output[0], Store(rank, {'first' if last else 'last': name}), last)
             return True
         return False
 
@@ -301,7 +303,7 @@ class Int8Graph:
         store, last = self.held[name]
         before, after = self.graph.shapes[name], self.graph.shapes[out]
         axis = -1 if last else 1
-        if not (isinstance(before[axis], int) and before[axis] == after[axis] and before[0] == after[0]):
+        if not (isinstance(before[axis], int) and before[axis] == after[axis] and before[0] and before[0] == after[0]):
             return False
         if last and not store.forms.keys() & {'bytes', 'last'}:
             self._float(name)
@@ -408,11 +410,12 @@ class Int8Graph:
             node = self.graph.only_consumer(name)
         return name, moved, node
 
-    def _with_activation(self, name: str, last: bool) -> tuple[str, bool, NodeProto | None]:
+    def _with_activation(self, name: str, last: bool,
+                         kinds: Sequence[str] = CLAMPING) -> tuple[str, bool, NodeProto | None]:
         """The tensor that a layer gives with the activation that its output can take over, its layout, and that."""
         self._passed: list[NodeProto] = []
         end, moved, node = self._follow(name)
-        if node is not None and node.op_type in CLAMPING and (
+        if node is not None and node.op_type in kinds and (
                 node.op_type != 'Clip' or all(other in self.graph.constants for other in node.input[1:] if other)):
             self.done.update(id(node) for node in (*self._passed, node))
             return node.output[0], last != moved, node
@@ -570,7 +573,7 @@ class Int8Graph:
                 self.done.add(id(node))
                 self._convolve_piece(name, weight[low:high], bias[low:high], piece, last, None, given)
             return
-        out, last, activation = self._with_activation(out, last)
+        out, last, activation = self._with_activation(out, last, (*CLAMPING, 'HardSigmoid'))
         self._convolve_piece(name, weight, bias, out, last, activation, given)
 
     def _convolve_piece(self, name: str, weight: np.ndarray, bias: np.ndarray, out: str, last: bool,
@@ -594,14 +597,8 @@ class Int8Graph:
         self._put(out, Store(4, {'bytes': new}, new_grid), last)
 
     def _gelu(self, name: str, out: str) -> None:
+        """A GELU, in float32: onnxruntime has no operator in 8 bits for it."""
         store, last = self.held[name]
-        if MODE == 'sigmoid' and 'bytes' in store.forms:
-            grid = store.grid
-            sig, = self.out.node('QLinearSigmoid', [store.forms['bytes'], *self.out.grid(Grid(grid.scale * 1.702, grid.zero_point)), *self.out.grid(UNIT)], out, MICROSOFT)
-            new_grid = self.grid(out)
-            new, = self.out.node('QLinearMul', [store.forms['bytes'], *self.out.grid(grid), sig, *self.out.grid(UNIT), *self.out.grid(new_grid)], out, MICROSOFT)
-            self._put(out, Store(store.rank, {'bytes': new}, new_grid), last)
-            return
         last_form = 'bytes' in store.forms or last
         values = self._last(store, name) if last_form else self._first(store, name)
         new, = self.out.node('Gelu', [values], out, MICROSOFT)
@@ -630,7 +627,8 @@ class Int8Graph:
                     value = value.transpose(TO_LAST[4])
                 full = self.graph.shapes[node.output[0]]
                 full = [full[axis] for axis in TO_LAST[4]] if not last else list(full)
-                if all(isinstance(dim, int) for dim in full):
+                # Rows that are repeated add slowly, those that are stored at full size do not.
+                if all(isinstance(dim, int) for dim in full) and np.prod(full) < MOST_REPEATED:
                     value = np.broadcast_to(value, full)
                 grid = Grid.of_range(value.min(), value.max())
                 quantized = np.clip(np.rint(value / grid.scale) + grid.zero_point, 0, 255).astype(np.uint8)
@@ -645,9 +643,7 @@ class Int8Graph:
             gate = producer is not None and producer.op_type in ('HardSigmoid', 'Sigmoid')
             values, grid = self._bytes(name, UNIT if gate else None)
             operands += [values, *self.out.grid(grid)]
-        out, last, activation = self._with_activation(node.output[0], last)
-        if activation is not None and activation.op_type == 'HardSigmoid':
-            raise NotImplementedError
+        out, last, _ = self._with_activation(node.output[0], last)
         grid = self.grid(out)
         new, = self.out.node(op, [*operands, *self.out.grid(grid)], out, MICROSOFT)
         self._put(out, Store(4, {'bytes': new}, grid), last)

@@ -66,11 +66,10 @@ def find_attention(graph: FloatGraph, reshape: NodeProto) -> Attention | None:
     biased = graph.producer.get(softmax.input[0])
     if biased is None or biased.op_type != 'Add':
         return None
-    for logits, bias in (biased.input, tuple(biased.input)[::-1]):
-        scores = graph.producer.get(logits)
-        if scores is not None and scores.op_type == 'MatMul':
-            break
-    else:
+    scores, bias = graph.producer.get(biased.input[0]), biased.input[1]
+    if scores is None or scores.op_type != 'MatMul':
+        scores, bias = graph.producer.get(biased.input[1]), biased.input[0]
+    if scores is None or scores.op_type != 'MatMul':
         return None
     query, query_scale = _scaled(graph, scores.input[0])
     key, key_scale = _scaled(graph, scores.input[1])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import helper, numpy_helper
 
 from ._float_graph import FloatGraph
 from ._int8_graph import Grid, Int8Graph
@@ -82,38 +83,57 @@ class Quantizer:
     def layer_errors(self, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
         """How much of its output's power each layer changes when it alone is in 8 bits, the largest first."""
         model, layers = Int8Graph(self._graph, self._grid, weight_bits=self._bits, alone=True).comparison()
+        names = [output.name for output in model.graph.output]
+        pairs = list(zip(names[::2], names[1::2]))
+        model.graph.node.extend(helper.make_node('Sub', [given, wanted], [f'{given}/error']) for wanted, given in pairs)
+        _summarize(model, [(name, 'ReduceSumSquare') for wanted, given in pairs for name in (f'{given}/error', wanted)])
         session = _session(model)
         noise, power = dict.fromkeys(layers, 0.), dict.fromkeys(layers, 0.)
         for batch in batches:
             outputs = iter(session.run(None, dict(batch)))
-            for layer, wanted, given in zip(layers, outputs, outputs):
-                noise[layer] += float(np.square(given - wanted).sum(dtype=np.float64))
-                power[layer] += float(np.square(wanted).sum(dtype=np.float64))
+            for layer, error, whole in zip(layers, outputs, outputs):
+                noise[layer] += float(error)
+                power[layer] += float(whole)
         errors = {layer: noise[layer] / power[layer] if power[layer] else 0. for layer in noise}
         return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
 def activation_ranges(graph: FloatGraph, names: Sequence[str],
                       batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, tuple[float, float]]:
-    """The least and the largest value that each tensor has on some inputs.
+    """The least and the largest value that each tensor has on some inputs, with 0 between them.
 
     Raises:
         ValueError: If there is no input.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    _summarize(model, [(name, op) for name in names for op in ('ReduceMin', 'ReduceMax')])
     session = _session(model)
     found: dict[str, tuple[float, float]] = {}
     for batch in batches:
-        for name, value in zip(names, session.run(names, dict(batch))):
-            low, high = found.get(name, (np.inf, -np.inf))
-            if value.size:
-                found[name] = min(low, float(value.min())), max(high, float(value.max()))
+        outputs = iter(session.run(None, dict(batch)))
+        for name, low, high in zip(names, outputs, outputs):
+            before = found.get(name, (0., 0.))
+            found[name] = min(before[0], float(low)), max(before[1], float(high))
     if not found:
         raise ValueError('there is no calibration image')
-    return {name: found.get(name, (0., 0.)) for name in names}
+    return found
+
+
+def _summarize(model: onnx.ModelProto, summaries: Sequence[tuple[str, str]]) -> None:
+    """Makes a model give numbers only: each a tensor's name, and the operator that reduces it."""
+    graph = model.graph
+    graph.initializer.extend([numpy_helper.from_array(np.zeros(1, np.float32), 'summary/zero'),
+                              numpy_helper.from_array(np.array([-1]), 'summary/shape')])
+    del graph.output[:]
+    for name in dict.fromkeys(name for name, _ in summaries):
+        # A tensor may be empty, and of nothing there is no largest value.
+        graph.node.extend([
+            helper.make_node('Reshape', [name, 'summary/shape'], [f'{name}/flat']),
+            helper.make_node('Concat', [f'{name}/flat', 'summary/zero'], [f'{name}/filled'], axis=0)])
+    for name, op in summaries:
+        graph.node.append(helper.make_node(op, [f'{name}/filled'], [f'{name}/{op}'], keepdims=0))
+        graph.output.append(onnx.ValueInfoProto(name=f'{name}/{op}'))
 
 
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:

@@ -37,7 +37,8 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument('--config', required=True, help='config that the model was exported with')
     parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',
                         help='changes to the config, e.g. data_root=data/mine')
-    parser.add_argument('--images', type=positive, default=64, metavar='N', help='images to calibrate with (default: 64)')
+    parser.add_argument('--images', type=positive, default=64, metavar='N',
+                        help='images to calibrate with (default: 64)')
     parser.add_argument('--split', choices=['train', 'test'], default='train',
                         help='data of the config that these images are drawn from (default: train)')
     parser.add_argument('--output', required=True, metavar='FILE', help='the INT8 file; its folder must exist')
@@ -146,9 +147,10 @@ def main() -> None:
         ['layer', 'error in dB of its output'],
         [[name, f'{10 * math.log10(error):.1f}' if error else 'none'] for name, error in errors.items()
          if name not in args.float_layers][:args.worst]))
-    print(f'\n{args.output}: {len(content) / 2**20:.1f} MiB (float32: {os.path.getsize(args.model) / 2**20:.1f} MiB), '
-          f'{len(quantizer.layers) - len(set(args.float_layers))} of {len(quantizer.layers)} layers in INT8, calibrated '
-          f'with {len(images)} images')
+    mebibytes = [size / 2**20 for size in (len(content), os.path.getsize(args.model))]
+    print(f'\n{args.output}: {mebibytes[0]:.1f} MiB (float32: {mebibytes[1]:.1f} MiB), '
+          f'{len(quantizer.layers) - len(set(args.float_layers))} of {len(quantizer.layers)} layers in INT8, '
+          f'calibrated with {len(images)} images')
 
 
 if __name__ == '__main__':
