@@ -492,8 +492,8 @@ class Int8Graph:
         while end is not None and end.op_type in ('Unsqueeze', 'Reshape'):
             passed.append(end)
             end = self.graph.only_consumer(end.output[0])
-        if (not (self._has_bytes(name) or self.compares) or not last or given.get('transA') or end is None
-                or end.op_type != 'HardSigmoid' or self.graph.rank(end.output[0]) != 4
+        if (not (self._has_bytes(name) or self.compares) or last != (self.graph.rank(name) == 3)
+                or given.get('transA') or end is None or end.op_type != 'HardSigmoid' or self.graph.rank(end.output[0]) != 4
                 or not self._is_layer(node, node.input[1], bias_name)):
             return False
         weight = self.graph.constants[node.input[1]].astype(np.float64)
@@ -503,7 +503,9 @@ class Int8Graph:
         weight, bias = weight * slope.get('alpha', .2), bias * slope.get('alpha', .2) + slope.get('beta', .5)
 
         out, write = end.output[0], self.out.node
-        length, count = self.graph.shapes[name][1], self.graph.constants.get(statistics.count)
+        count = self.graph.constants.get(statistics.count)
+        sides = self.graph.shapes[name][1:2] if last else self.graph.shapes[name][2:]
+        length = int(np.prod(sides)) if all(isinstance(side, int) for side in sides) else None
         channels = weight.shape[0] // 2
         # One image needs no dimension of batches, and a product of matrices has a bias of its own.
         single = self.graph.shapes[name][0] == 1
@@ -512,7 +514,7 @@ class Int8Graph:
         values = write('DequantizeLinear', [*write('Reshape', [values, shape], out), *self.out.grid(grid)], out)
         squares = write('Mul', values * 2, out)
         mean_weight, std_weight = weight[0::2], weight[1::2]
-        if isinstance(length, int) and count is not None:
+        if length is not None and count is not None:
             # The mean is scaled so that its square can be taken from the mean of the squares.
             factor = float(np.sqrt(length * count))
             ones = np.ones((1, length) if single else (1, 1, 1, length), np.float32)
@@ -571,7 +573,8 @@ class Int8Graph:
             # A product for each piece costs less than to divide its output, and each has a grid of its own.
             for low, high, node, piece in pieces:
                 self.done.add(id(node))
-                self._convolve_piece(name, weight[low:high], bias[low:high], piece, last, None, given)
+                piece, piece_last, activation = self._with_activation(piece, last, (*CLAMPING, 'HardSigmoid'))
+                self._convolve_piece(name, weight[low:high], bias[low:high], piece, piece_last, activation, given)
             return
         out, last, activation = self._with_activation(out, last, (*CLAMPING, 'HardSigmoid'))
         self._convolve_piece(name, weight, bias, out, last, activation, given)

@@ -6,6 +6,7 @@ compute convolutions in layouts of their own, into which they fuse activations a
 would have to reorder every feature map.
 """
 import copy
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,6 @@ class ExportedBlock(nn.Module):
         mixer, (conv1, act, conv2) = block.token_mixer, block.mlp.values()
         self.token_mixer = ExportedChannelAttention(mixer) if isinstance(mixer, MergedChannelAttention) else mixer
         self.mixer_residual = block.mixer_residual
-        self.conv1 = conv_of(nn.Conv2d, conv1, conv1.weight, conv1.bias)
-        self.act = act
         weight, bias, self.shift = conv2.weight, conv2.bias, None
         if block.spatial_attention is not None:
             self.shift, logit = block.spatial_attention.shift, block.spatial_attention.logit_conv
@@ -41,14 +40,16 @@ class ExportedBlock(nn.Module):
             # Attended channels, the others where there are some, and the logit.
             attended = self.shift.shape[1]
             self.split_sizes = tuple(size for size in (attended, len(weight) - 1 - attended, 1) if size)
-        self.conv2 = conv_of(nn.Conv2d, conv2, weight, bias)
+        self.mlp = nn.Sequential(OrderedDict(
+            conv1=conv_of(nn.Conv2d, conv1, conv1.weight, conv1.bias), act=act,
+            conv2=conv_of(nn.Conv2d, conv2, weight, bias)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
         mixed = self.token_mixer(x)
         if self.mixer_residual:
             x = mixed = x + mixed
-        mixed = self.conv2(self.act(self.conv1(mixed)))
+        mixed = self.mlp(mixed)
         if self.shift is None:
             return x + mixed
         attended, *rest, logit = mixed.split(self.split_sizes, dim=1)
