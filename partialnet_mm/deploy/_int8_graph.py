@@ -493,8 +493,8 @@ class Int8Graph:
             passed.append(end)
             end = self.graph.only_consumer(end.output[0])
         if (not (self._has_bytes(name) or self.compares) or last != (self.graph.rank(name) == 3)
-                or given.get('transA') or end is None or end.op_type != 'HardSigmoid' or self.graph.rank(end.output[0]) != 4
-                or not self._is_layer(node, node.input[1], bias_name)):
+                or given.get('transA') or end is None or end.op_type != 'HardSigmoid'
+                or self.graph.rank(end.output[0]) != 4 or not self._is_layer(node, node.input[1], bias_name)):
             return False
         weight = self.graph.constants[node.input[1]].astype(np.float64)
         weight = weight.T if given.get('transB') else weight
