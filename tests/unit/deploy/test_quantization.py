@@ -213,7 +213,8 @@ def test_subgraphs_and_shapes_read_what_the_float32_graph_had():
         helper.make_node('Gather', ['shape', 'two'], ['height']),
         helper.make_node('Equal', ['height', 'seven'], ['is_seven']),
         helper.make_node('If', ['is_seven'], ['out'], **branches)], 'graph',
-        [info(INPUT, onnx.TensorProto.FLOAT, ['b', 3, 'h', 'w'])], [info('out', onnx.TensorProto.FLOAT, None)], constants)
+        [info(INPUT, onnx.TensorProto.FLOAT, ['b', 3, 'h', 'w'])], [info('out', onnx.TensorProto.FLOAT, None)],
+        constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
     helper.set_model_props(model, dict(task='classification'))
     quantized = quantize(model, [{INPUT: images()}])
