@@ -120,6 +120,8 @@ class Int8Graph:
         self.held: dict[str, Held] = {}
         self.done: set[int] = set()
         self.layers: list[str] = []
+        #: Pieces of the output of a layer by its input: weights, biases, and the piece.
+        self.pieces: dict[int, list[tuple[np.ndarray, np.ndarray, str]]] = {}
         self.named: set[str] = set()
         for value in graph.model.graph.input:
             if value.name not in graph.constants:
@@ -572,9 +574,31 @@ class Int8Graph:
             for low, high, node, piece in pieces:
                 self.done.add(id(node))
                 self._convolve_piece(name, weight[low:high], bias[low:high], piece, last, None, given)
+                if not self.compares and weight.shape[2:] == (1, 1):
+                    self.pieces.setdefault(id(self.held[name].store), []).append(
+                        (weight[low:high, :, 0, 0], bias[low:high], piece))
             return
         out, last, activation = self._with_activation(out, last, (*CLAMPING, 'HardSigmoid'))
+        if activation is not None and activation.op_type == 'HardSigmoid' and len(weight) == 1 and weight[0].size == weight.shape[1]:
+            name, weight, bias = self._shorter(name, weight, bias, attributes(activation).get('alpha', .2))
         self._convolve_piece(name, weight, bias, out, last, activation, given)
+
+    def _shorter(self, name: str, weight: np.ndarray, bias: np.ndarray,
+                 alpha: float) -> tuple[str, np.ndarray, np.ndarray]:
+        """The logit of a gate, from a piece of a layer's output that it is a function of, with a quarter of the inputs.
+
+        PAT_sp's logit is a linear function of the channels that its gate weights. Folding makes it one of the hidden
+        layer, which has four times as many.
+        """
+        for rows, offset, piece in self.pieces.get(id(self.held[name].store), ()):
+            wanted = weight.reshape(-1).astype(np.float64)
+            found, *_ = np.linalg.lstsq(rows.T.astype(np.float64), wanted, rcond=None)
+            _, grid = self._bytes(piece)
+            residual = np.linalg.norm(rows.T @ found - wanted)
+            noise = alpha * grid.scale * np.linalg.norm(found) / 12**0.5
+            if residual < 1e-4 * np.linalg.norm(wanted) and noise < UNIT.scale:
+                return piece, found.reshape(1, -1, 1, 1), bias - found @ offset
+        return name, weight, bias
 
     def _convolve_piece(self, name: str, weight: np.ndarray, bias: np.ndarray, out: str, last: bool,
                         activation: NodeProto | None, given: Mapping[str, object]) -> None:
