@@ -494,9 +494,9 @@ class Int8Graph:
         while end is not None and end.op_type in ('Unsqueeze', 'Reshape'):
             passed.append(end)
             end = self.graph.only_consumer(end.output[0])
-        if (not (self._has_bytes(name) or self.compares) or not last or given.get('transA') or end is None
-                or end.op_type != 'HardSigmoid' or self.graph.rank(end.output[0]) != 4
-                or not self._is_layer(node, node.input[1], bias_name)):
+        if (not (self._has_bytes(name) or self.compares) or last != (self.graph.rank(name) == 3)
+                or given.get('transA') or end is None or end.op_type != 'HardSigmoid'
+                or self.graph.rank(end.output[0]) != 4 or not self._is_layer(node, node.input[1], bias_name)):
             return False
         weight = self.graph.constants[node.input[1]].astype(np.float64)
         weight = weight.T if given.get('transB') else weight
@@ -505,7 +505,9 @@ class Int8Graph:
         weight, bias = weight * slope.get('alpha', .2), bias * slope.get('alpha', .2) + slope.get('beta', .5)
 
         out, write = end.output[0], self.out.node
-        length, count = self.graph.shapes[name][1], self.graph.constants.get(statistics.count)
+        count = self.graph.constants.get(statistics.count)
+        sides = self.graph.shapes[name][1:2] if last else self.graph.shapes[name][2:]
+        length = int(np.prod(sides)) if all(isinstance(side, int) for side in sides) else None
         channels = weight.shape[0] // 2
         # One image needs no dimension of batches, and a product of matrices has a bias of its own.
         single = self.graph.shapes[name][0] == 1
@@ -514,7 +516,7 @@ class Int8Graph:
         values = write('DequantizeLinear', [*write('Reshape', [values, shape], out), *self.out.grid(grid)], out)
         squares = write('Mul', values * 2, out)
         mean_weight, std_weight = weight[0::2], weight[1::2]
-        if isinstance(length, int) and count is not None:
+        if length is not None and count is not None:
             # The mean is scaled so that its square can be taken from the mean of the squares.
             factor = float(np.sqrt(length * count))
             ones = np.ones((1, length) if single else (1, 1, 1, length), np.float32)
@@ -573,15 +575,9 @@ class Int8Graph:
             # A product for each piece costs less than to divide its output, and each has a grid of its own.
             for low, high, node, piece in pieces:
                 self.done.add(id(node))
-                self._convolve_piece(name, weight[low:high], bias[low:high], piece, last, None, given)
-                if not self.compares and weight.shape[2:] == (1, 1):
-                    self.pieces.setdefault(id(self.held[name].store), []).append(
-                        (weight[low:high, :, 0, 0], bias[low:high], piece))
-            return
-        out, last, activation = self._with_activation(out, last, (*CLAMPING, 'HardSigmoid'))
-        if activation is not None and activation.op_type == 'HardSigmoid' and len(weight) == 1 and weight[0].size == weight.shape[1]:
-            name, weight, bias = self._shorter(name, weight, bias, attributes(activation).get('alpha', .2))
-        self._convolve_piece(name, weight, bias, out, last, activation, given)
+                self._convolve_piece(name, weight[low:high], bias[low:high], piece, last, given)
+        else:
+            self._convolve_piece(name, weight, bias, out, last, given)
 
     def _shorter(self, name: str, weight: np.ndarray, bias: np.ndarray,
                  alpha: float) -> tuple[str, np.ndarray, np.ndarray]:
@@ -590,20 +586,27 @@ class Int8Graph:
         PAT_sp's logit is a linear function of the channels that its gate weights. Folding makes it one of the hidden
         layer, which has four times as many.
         """
+        wanted = weight.reshape(-1)
+        # The error of the gate by the rounding of what it is computed from.
+        least = max(UNIT.scale, 2 * alpha * self._bytes(name)[1].scale * np.linalg.norm(wanted) / 12**0.5)
         for rows, offset, piece in self.pieces.get(id(self.held[name].store), ()):
-            wanted = weight.reshape(-1).astype(np.float64)
-            found, *_ = np.linalg.lstsq(rows.T.astype(np.float64), wanted, rcond=None)
-            _, grid = self._bytes(piece)
-            residual = np.linalg.norm(rows.T @ found - wanted)
-            noise = alpha * grid.scale * np.linalg.norm(found) / 12**0.5
-            if residual < 1e-4 * np.linalg.norm(wanted) and noise < UNIT.scale:
+            found, *_ = np.linalg.lstsq(rows.T, wanted, rcond=None)
+            exact = np.linalg.norm(rows.T @ found - wanted) < 1e-4 * np.linalg.norm(wanted)
+            if exact and alpha * self._bytes(piece)[1].scale * np.linalg.norm(found) / 12**0.5 < least:
                 return piece, found.reshape(1, -1, 1, 1), bias - found @ offset
         return name, weight, bias
 
     def _convolve_piece(self, name: str, weight: np.ndarray, bias: np.ndarray, out: str, last: bool,
-                        activation: NodeProto | None, given: Mapping[str, object]) -> None:
-        values, grid = self._bytes(name)
+                        given: Mapping[str, object]) -> None:
+        out, last, activation = self._with_activation(out, last, (*CLAMPING, 'HardSigmoid'))
         weight, bias = weight.astype(np.float64), bias.astype(np.float64)
+        if not self.compares and weight[0].size == weight.shape[1]:
+            if activation is None:
+                pieces = self.pieces.setdefault(id(self.held[name].store), [])
+                pieces.append((weight.reshape(weight.shape[:2]), bias, out))
+            elif activation.op_type == 'HardSigmoid' and len(weight) == 1:
+                name, weight, bias = self._shorter(name, weight, bias, attributes(activation).get('alpha', .2))
+        values, grid = self._bytes(name)
         if activation is not None and activation.op_type == 'HardSigmoid':
             slope = attributes(activation)
             alpha, beta = slope.get('alpha', .2), slope.get('beta', .5)

@@ -14,7 +14,7 @@ RESHAPING = ('Reshape', 'Flatten', 'Squeeze', 'Unsqueeze')
 class Statistics(NamedTuple):
     """What the mean and the deviation of each channel are computed from."""
 
-    values: str  # (B, L, C)
+    values: str  # (B, L, C) or (B, C, H, W)
     count: str   # the divisor of the sum of squares
 
 
@@ -33,16 +33,18 @@ def find_statistics(graph: FloatGraph, gemm: NodeProto) -> Statistics | None:
     weight = graph.constants.get(gemm.input[1])
     if stack is None or stack.op_type != 'Concat' or len(stack.input) != 2 or weight is None:
         return None
-    if attributes(stack)['axis'] % (graph.rank(stack.output[0]) or 1) != 2 or graph.rank(stack.output[0]) != 3:
+    rank = graph.rank(stack.output[0])
+    if rank not in (3, 4) or attributes(stack)['axis'] % rank != rank - 1:
         return None
+    pixels = {3: [1], 4: [2, 3]}[rank]
     mean, deviation = (_before(graph, name, RESHAPING) for name in stack.input)
-    if mean is None or mean.op_type != 'ReduceMean' or graph.axes(mean) != [1] or graph.rank(mean.input[0]) != 3:
+    if mean is None or mean.op_type != 'ReduceMean' or graph.axes(mean) != pixels or graph.rank(mean.input[0]) != rank:
         return None
     if deviation is None or deviation.op_type != 'Sqrt':
         return None
     variance = _before(graph, deviation.input[0], ('Clip', ))
     total = None if variance is None or variance.op_type != 'Div' else graph.producer.get(variance.input[0])
-    if total is None or total.op_type != 'ReduceSum' or graph.axes(total) != [1]:
+    if total is None or total.op_type != 'ReduceSum' or graph.axes(total) != pixels:
         return None
     square = graph.producer.get(total.input[0])
     centered = None if square is None else graph.producer.get(square.input[0])

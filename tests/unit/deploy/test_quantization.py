@@ -68,6 +68,9 @@ def build(name, randomize_norms):
             nn.init.kaiming_normal_(module.weight)
     randomize_norms(network)
     if isinstance(network, PartialNet):
+        with torch.no_grad():  # gates that are neither open nor shut
+            for stage in network.stages:
+                stage[0].spatial_attention.logit_conv.weight.mul_(.1)
         network.switch_to_deploy()
     return network.eval()
 
