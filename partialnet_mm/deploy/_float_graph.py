@@ -119,8 +119,9 @@ def _fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'],
                                      disabled_optimizers=UNWANTED)
         folded = onnx.load(options.optimized_model_filepath)
-    folded.metadata_props.MergeFrom(entry for entry in model.metadata_props
-                                    if entry.key not in {other.key for other in folded.metadata_props})
+    # onnxruntime changes their order.
+    del folded.metadata_props[:]
+    folded.metadata_props.extend(model.metadata_props)
     return folded
 
 

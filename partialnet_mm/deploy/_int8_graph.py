@@ -120,6 +120,8 @@ class Int8Graph:
         self.held: dict[str, Held] = {}
         self.done: set[int] = set()
         self.layers: list[str] = []
+        #: Pieces of the output of a layer by its input: weights, biases, and the piece.
+        self.pieces: dict[int, list[tuple[np.ndarray, np.ndarray, str]]] = {}
         self.named: set[str] = set()
         for value in graph.model.graph.input:
             if value.name not in graph.constants:
@@ -573,16 +575,38 @@ class Int8Graph:
             # A product for each piece costs less than to divide its output, and each has a grid of its own.
             for low, high, node, piece in pieces:
                 self.done.add(id(node))
-                piece, piece_last, activation = self._with_activation(piece, last, (*CLAMPING, 'HardSigmoid'))
-                self._convolve_piece(name, weight[low:high], bias[low:high], piece, piece_last, activation, given)
-            return
-        out, last, activation = self._with_activation(out, last, (*CLAMPING, 'HardSigmoid'))
-        self._convolve_piece(name, weight, bias, out, last, activation, given)
+                self._convolve_piece(name, weight[low:high], bias[low:high], piece, last, given)
+        else:
+            self._convolve_piece(name, weight, bias, out, last, given)
+
+    def _shorter(self, name: str, weight: np.ndarray, bias: np.ndarray,
+                 alpha: float) -> tuple[str, np.ndarray, np.ndarray]:
+        """The logit of a gate, from a piece of a layer's output that it is a function of, with a quarter of the inputs.
+
+        PAT_sp's logit is a linear function of the channels that its gate weights. Folding makes it one of the hidden
+        layer, which has four times as many.
+        """
+        wanted = weight.reshape(-1)
+        # The error of the gate by the rounding of what it is computed from.
+        least = max(UNIT.scale, 2 * alpha * self._bytes(name)[1].scale * np.linalg.norm(wanted) / 12**0.5)
+        for rows, offset, piece in self.pieces.get(id(self.held[name].store), ()):
+            found, *_ = np.linalg.lstsq(rows.T, wanted, rcond=None)
+            exact = np.linalg.norm(rows.T @ found - wanted) < 1e-4 * np.linalg.norm(wanted)
+            if exact and alpha * self._bytes(piece)[1].scale * np.linalg.norm(found) / 12**0.5 < least:
+                return piece, found.reshape(1, -1, 1, 1), bias - found @ offset
+        return name, weight, bias
 
     def _convolve_piece(self, name: str, weight: np.ndarray, bias: np.ndarray, out: str, last: bool,
-                        activation: NodeProto | None, given: Mapping[str, object]) -> None:
-        values, grid = self._bytes(name)
+                        given: Mapping[str, object]) -> None:
+        out, last, activation = self._with_activation(out, last, (*CLAMPING, 'HardSigmoid'))
         weight, bias = weight.astype(np.float64), bias.astype(np.float64)
+        if not self.compares and weight[0].size == weight.shape[1]:
+            if activation is None:
+                pieces = self.pieces.setdefault(id(self.held[name].store), [])
+                pieces.append((weight.reshape(weight.shape[:2]), bias, out))
+            elif activation.op_type == 'HardSigmoid' and len(weight) == 1:
+                name, weight, bias = self._shorter(name, weight, bias, attributes(activation).get('alpha', .2))
+        values, grid = self._bytes(name)
         if activation is not None and activation.op_type == 'HardSigmoid':
             slope = attributes(activation)
             alpha, beta = slope.get('alpha', .2), slope.get('beta', .5)

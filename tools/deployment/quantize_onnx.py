@@ -11,10 +11,9 @@ import copy
 import math
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-import onnxruntime
 from mmengine.config import Config
 from rich.console import Console
 
@@ -22,10 +21,13 @@ from partialnet_mm.analysis.commands import positive
 from partialnet_mm.analysis.measure import markdown_table, ratio, time_in_rounds
 from partialnet_mm.checkpoint.atomic import refuse_overwrite, write_atomically
 from partialnet_mm.deploy.evaluation import calibration_images, evaluate, predictions_of
-from partialnet_mm.deploy.quantization import Quantizer
+from partialnet_mm.deploy.onnx_export import require_onnx
 from partialnet_mm.engine.runners.command_line import KeyValues, load_config
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.preflight import leaf_datasets
+
+if TYPE_CHECKING:
+    import onnx
 
 #: Images that the error of each layer is measured on.
 ERROR_IMAGES = 4
@@ -64,16 +66,18 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         parser.error(f'--output: the folder {folder!r} does not exist')
     try:
         refuse_overwrite(args.output, [args.model, args.config], args.force)
-    except ValueError as error:
+        require_onnx()
+    except (ImportError, ValueError) as error:
         parser.error(str(error))
 
 
-def read_model(path: str) -> onnx.ModelProto:
+def read_model(path: str) -> 'onnx.ModelProto':
     """The model of an ONNX file that is not yet quantized.
 
     Raises:
         ValueError: If the file has none, or operators in 8 bits.
     """
+    import onnx  # after require_onnx, which reports a missing package
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
@@ -101,8 +105,9 @@ def with_calibration_data(cfg: Config, split: str) -> Config:
     return cfg
 
 
-def time_both(models: Mapping[str, onnx.ModelProto], images: Mapping[str, np.ndarray], rounds: int) -> str:
+def time_both(models: 'Mapping[str, onnx.ModelProto]', images: Mapping[str, np.ndarray], rounds: int) -> str:
     """The ratio of the latencies of two models on one image and one thread, median and quartiles."""
+    import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     sessions = {name: onnxruntime.InferenceSession(model.SerializeToString(), options,
@@ -118,6 +123,7 @@ def time_both(models: Mapping[str, onnx.ModelProto], images: Mapping[str, np.nda
 def main() -> None:
     parser, args = parse_args()
     check_args(parser, args)
+    from partialnet_mm.deploy.quantization import Quantizer
     cfg = load_config(parser, args)
     log = Console(stderr=True)
     model = read_model(args.model)

@@ -68,6 +68,9 @@ def build(name, randomize_norms):
             nn.init.kaiming_normal_(module.weight)
     randomize_norms(network)
     if isinstance(network, PartialNet):
+        with torch.no_grad():  # gates that are neither open nor shut
+            for stage in network.stages:
+                stage[0].spatial_attention.logit_conv.weight.mul_(.1)
         network.switch_to_deploy()
     return network.eval()
 
@@ -117,7 +120,8 @@ def test_quantized_network_is_close_and_computes_its_layers_in_bytes(name, dynam
 
 
 def test_blocks_of_partialnet_stay_in_bytes(randomize_norms):
-    found = operators(quantize(to_onnx(build('relu', randomize_norms), SHAPE, ['out'], False), calibration(1)))
+    model = quantize(to_onnx(build('relu', randomize_norms), SHAPE, ['out'], False), calibration(1))
+    found = operators(model)
     # The image; in stage 4 the tokens of the attention, the input of its projection, and its output.
     assert found['QuantizeLinear'] == 1 + 3 + 3
     # The statistics of three gates, the input of the attention, and the feature map that is returned.
@@ -126,6 +130,10 @@ def test_blocks_of_partialnet_stay_in_bytes(randomize_norms):
     # Four downsampling layers; for each block the mixer's, the first of the MLP, two pieces of the second, the logit.
     assert found['QLinearConv'] == 4 + 4 * 5
     assert found['MatMulIntegerToFloat'] == 2
+    # The logit of PAT_sp comes from the half that it weights, not from the hidden layer.
+    dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes = [dims[node.input[3]] for node in model.graph.node if node.op_type == 'QLinearConv']
+    assert [shape for shape in shapes if shape[0] == 1] == [(1, channels // 2, 1, 1) for channels in (32, 64, 128, 256)]
 
 
 def test_moved_bytes_have_one_scale(randomize_norms):
@@ -213,7 +221,8 @@ def test_subgraphs_and_shapes_read_what_the_float32_graph_had():
         helper.make_node('Gather', ['shape', 'two'], ['height']),
         helper.make_node('Equal', ['height', 'seven'], ['is_seven']),
         helper.make_node('If', ['is_seven'], ['out'], **branches)], 'graph',
-        [info(INPUT, onnx.TensorProto.FLOAT, ['b', 3, 'h', 'w'])], [info('out', onnx.TensorProto.FLOAT, None)], constants)
+        [info(INPUT, onnx.TensorProto.FLOAT, ['b', 3, 'h', 'w'])], [info('out', onnx.TensorProto.FLOAT, None)],
+        constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
     helper.set_model_props(model, dict(task='classification'))
     quantized = quantize(model, [{INPUT: images()}])
