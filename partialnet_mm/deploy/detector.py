@@ -8,8 +8,8 @@ class Detector(nn.Module):
     """A detector of mmdet from normalized images to what it finds in them, with its post-processing.
 
     A subclass calls layers, coders and generators of priors of the host, and writes what the host does image by image
-    with Python numbers as operations on batches. It refuses in its constructor what it does not express, by a ValueError
-    that names the class or option.
+    with Python numbers as operations on batches. Its constructor refuses what it does not express by a ValueError that
+    names the class or option.
 
     Args:
         model: The detector, in evaluation mode.
@@ -23,7 +23,7 @@ class Detector(nn.Module):
     def __init__(self, model: nn.Module, score_threshold: float) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer('score_threshold', torch.tensor(float(score_threshold)), persistent=False)
+        self.register_buffer('score_threshold', torch.tensor(float(score_threshold)))
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         """What is found in normalized and padded images (B, C, H, W).
@@ -33,8 +33,8 @@ class Detector(nn.Module):
             size: (height, width) of the images before padding, in float.
 
         Returns:
-            :attr:`outputs`, as :func:`~partialnet_mm.deploy.operators.answers` gives them: (B, K, 4), (B, K) and (B, K),
-            by falling score.
+            :attr:`outputs` by falling score, as :func:`~partialnet_mm.deploy.operators.answers` gives them: boxes
+            (B, K, 4), scores and labels (B, K).
         """
         raise NotImplementedError
 

@@ -81,12 +81,14 @@ def clip_boxes(boxes: Tensor, size: Tensor) -> Tensor:
 
 
 def decode(coder: nn.Module, priors: Tensor, deltas: Tensor, size: Tensor) -> Tensor:
-    """Boxes (B, N, 4) that a coder of mmdet decodes from priors (B, N, 4 or 2) and ``deltas`` (B, N, 4).
+    """Boxes (B, M, 4) that a coder of mmdet decodes from priors (B, N, 4 or 2) and ``deltas`` (B, N, 4 or more).
 
-    They are clipped to the image's size (height, width) if the coder clips.
+    More than 4 deltas are those of several boxes of a prior. Boxes are clipped to the image's size (height, width) if
+    the coder clips.
     """
     from mmdet.structures.bbox import get_box_tensor
-    boxes = get_box_tensor(coder.decode(priors.flatten(0, 1), deltas.flatten(0, 1))).reshape(deltas.shape)
+    boxes = get_box_tensor(coder.decode(priors.flatten(0, 1), deltas.flatten(0, 1)))
+    boxes = boxes.reshape(deltas.shape[0], -1, 4)
     return clip_boxes(boxes, size) if coder.clip_border else boxes
 
 
