@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from .detector import Detector, require_methods
-from .operators import UNUSED, answers, at_most, decode, gather_rows, read_nms, suppress
+from partialnet_mm.deploy.detector import Detector, require_methods
+from partialnet_mm.deploy.operators import UNUSED, answers, at_most, decode, gather_rows, read_nms, suppress
 
 
 class SingleStage(Detector):
