@@ -13,11 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-from PIL import Image
-
 from ._coco import coco_results, read_ids
-from ._drawing import colours_of
+from ._drawing import class_map_image
 from .predictor import Predictor, Result
 
 #: Endings of the files that are taken from a folder.
@@ -134,9 +131,7 @@ class Outputs:
             result.draw(score_threshold).save(picture, quality=95)
         if class_map:
             class_map.parent.mkdir(parents=True, exist_ok=True)
-            image = Image.fromarray(result.class_map)
-            image.putpalette(np.array(colours_of(result.metadata), np.uint8).tobytes())
-            image.save(class_map)
+            class_map_image(result).save(class_map)
 
 
 def progress(items: Sequence[str]) -> Iterator[str]:

@@ -51,12 +51,20 @@ def colours_of(metadata: 'Metadata') -> list[Colour]:
             for index in range(len(metadata.classes))]
 
 
+def class_map_image(result: 'Result') -> Image.Image:
+    """The label of each pixel, with a palette of the classes' colours."""
+    # A shorter palette would cut higher labels off in a PNG file.
+    palette = np.zeros((256, 3), np.uint8)
+    colours = colours_of(result.metadata)
+    palette[:len(colours)] = colours
+    image = Image.fromarray(result.class_map)
+    image.putpalette(palette.tobytes())
+    return image
+
+
 def _draw_segmentation(result: 'Result', picture: np.ndarray, colours: list[Colour]) -> Image.Image:
-    # Labels without a class, such as 255, stay uncoloured.
-    table = np.zeros((256, 3), np.uint8)
-    table[:len(colours)] = colours
-    mask = result.class_map < len(colours)
-    _blend(picture, mask, table[result.class_map[mask]])
+    mask = result.class_map < len(colours)  # labels without a class, such as 255, stay uncoloured
+    _blend(picture, mask, np.array(colours)[result.class_map[mask]])
     image = Image.fromarray(picture)
     present = [label for label in np.unique(result.class_map) if label < len(colours)]
     _Labels(image).column([result.metadata.classes[label] for label in present], [colours[label] for label in present])
