@@ -2,6 +2,7 @@
 """The predictor where torch is missing or broken."""
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.tiny_models import write_model
+from tests.helpers.tool_scripts import run_main
 from tests.helpers.wheel import build_wheel
 from tests.helpers.whole_models import write_whole_model
 
+BENCHMARK = 'tools/analysis_tools/benchmark_predictor.py'
 #: What a predictor must not need.
 ABSENT = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'cv2', 'safetensors')
 
@@ -104,3 +108,20 @@ def test_a_new_environment_has_what_it_needs_and_nothing_else(tmp_path, words):
                           cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     check_results(tmp_path)
+
+
+def test_the_benchmark_of_whole_calls(monkeypatch, capsys, tmp_path, tiny_arch, randomize_norms, words):
+    pytest.importorskip('mmpretrain')
+    config, checkpoint = write_model('classifier', tmp_path, tiny_arch, randomize_norms)
+    given = [config, checkpoint, write_whole_model(tmp_path / 'c.onnx', 'classification')]
+    assert run_main(monkeypatch, BENCHMARK, *given, words[1], '--rounds', 2) == 0
+    said = capsys.readouterr().out
+    assert '1 images, 2 rounds' in said
+    for name in ('PyTorch', 'PyTorch, merged', 'predictor'):
+        milliseconds, times = re.search(rf'^\| {name} \| (\S+) .*\| (\S+) \(.*$', said, re.M).groups()
+        assert float(milliseconds) >= 0 and float(times) > 0
+    assert run_main(monkeypatch, BENCHMARK, *given, 'none.jpg') == 2
+    assert "file 'none.jpg' does not exist" in capsys.readouterr().err
+    options = ('--cfg-options', 'model.head.num_classes=7')
+    assert run_main(monkeypatch, BENCHMARK, *given, words[1], *options) == 2
+    assert 'does not fit the config' in capsys.readouterr().err
