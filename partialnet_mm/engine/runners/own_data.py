@@ -20,7 +20,8 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch import nn
 
-from ...preflight import dicts_with, leaf_datasets
+from ...config_types import type_name
+from ...preflight import dicts_with, leaf_datasets, several_files
 from .own_data_choices import (
     AUTO,
     UNKNOWN_DATA,
@@ -147,12 +148,12 @@ def _apply_to_detector(cfg: Config, datasets: dict[str, list[ConfigDict]], split
         metrics = cfg.get(f'{split}_evaluator')
         for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
             if metric and 'ann_file' in metric and len(found) == 1:
-                metric.ann_file = os.path.join(root, found[0].ann_file)
+                metric.ann_file = _annotation_path(root, found[0])
 
     def read_facts() -> DataFacts | None:
         for dataset in every:  # the training's before others
             with contextlib.suppress(OSError, ValueError):
-                return read(os.path.join(root, dataset.ann_file)).facts
+                return read(_annotation_path(root, dataset)).facts
         return None
 
     return classes, read_facts
@@ -266,12 +267,12 @@ def _check_files(datasets: Sequence[ConfigDict], every: Sequence[ConfigDict], ro
         raise FileNotFoundError(f'data_root {root!r} is not a folder: name yours by --cfg-options data_root=FOLDER')
     first = None
     if classes is None:  # all categories of the first annotation file that can be read, the training's before others
-        for path in (os.path.join(root, dataset.ann_file) for dataset in every):
+        for path in (_annotation_path(root, dataset) for dataset in every):
             with contextlib.suppress(OSError, ValueError):
                 first = path, read(path).categories
                 break
     for dataset in datasets:
-        path = os.path.join(root, dataset.ann_file)
+        path = _annotation_path(root, dataset)
         prefix = (dataset.get('data_prefix') or {}).get('img') or ''
         if not os.path.isfile(path):
             raise FileNotFoundError(f'annotation file {path!r} does not exist: data_root is {root!r}, '
@@ -295,6 +296,15 @@ def _check_files(datasets: Sequence[ConfigDict], every: Sequence[ConfigDict], ro
         print_log(f'classes are used in the order of the annotation files: {list(first[1])}', logger='current',
                   level=logging.INFO)
     return first[1]
+
+
+def _annotation_path(root: str, dataset: ConfigDict) -> str:
+    name = dataset.get('ann_file')
+    if isinstance(name, (list, tuple)):
+        raise ValueError(several_files(name))
+    if not isinstance(name, str) or not name:
+        raise ValueError(f'ann_file of a {type_name(dataset.get("type"))} must be a file below data_root, got {name!r}')
+    return os.path.join(root, name)
 
 
 class _Annotations(NamedTuple):
