@@ -104,28 +104,41 @@ def test_amp_without_gpu_is_an_error():
     assert done.returncode == 2 and '--amp needs a GPU' in done.stderr
 
 
-@pytest.mark.parametrize('script, arguments, expected', [
-    ('slurm_train.sh', ['gpu', 'job', CONFIG, '--resume'],
-     ['-p', 'gpu', '--job-name=job', '--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--cpus-per-task=5',
-      '--kill-on-bad-exit=1', '--exclusive', '-t', '60']),
-    ('slurm_test.sh', ['gpu', 'job', CONFIG, 'x.pth', '--out', 'y.pkl'],
-     ['-p', 'gpu', '--job-name=job', '--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--cpus-per-task=5',
-      '--kill-on-bad-exit=1', '--exclusive', '-t', '60']),
+SRUN = ['-p', 'gpu', '--job-name=job', '--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--cpus-per-task=5',
+        '--kill-on-bad-exit=1', '--exclusive', '-t', '60']
+
+
+@pytest.mark.parametrize('script, arguments, check', [
+    ('slurm_train.sh', ['gpu', 'job', CONFIG, '--amp', '--skip-preflight', '--cfg-options', 'images_per_gpu=1'], ''),
+    ('slurm_test.sh', ['gpu', 'job', CONFIG, 'x.pth', '--out', 'y.pkl'], '0'),
 ])
-def test_slurm_scripts_ask_for_what_they_should(tmp_path, script, arguments, expected):
-    """A stand-in for srun notes down how it was called."""
-    srun = tmp_path / 'srun'
-    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    srun.chmod(0o755)
-    done = run(f'tools/{script}', *arguments, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16', GPUS_PER_NODE='4',
-               SRUN_ARGS='--exclusive -t 60')
+def test_slurm_scripts_ask_for_what_they_should(tmp_path, script, arguments, check):
+    """A stand-in for srun notes down how it was called. Checks on the login node need no GPU."""
+    done = run_slurm(tmp_path, script, *arguments, CHECK=check)
     assert done.returncode == 0, done.stderr
-    words = done.stdout.splitlines()
-    assert words[:len(expected)] == expected
-    python, unbuffered, tool, *rest = words[len(expected):]
+    checked, *words = done.stdout.splitlines()
+    assert checked == f'checked={"" if check else 1}'
+    assert words[:len(SRUN)] == SRUN
+    python, unbuffered, tool, *rest = words[len(SRUN):]
     assert (python, unbuffered) == (sys.executable, '-u')
     assert (ROOT / tool).samefile(ROOT / 'tools' / ('train.py' if 'train' in script else 'test.py'))
     assert rest == [*arguments[2:], '--launcher', 'slurm']
+
+
+def run_slurm(folder, script, *arguments, **variables):
+    srun = folder / 'srun'
+    srun.write_text('#!/bin/sh\necho "checked=$PARTIALNET_CHECKED"\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    return run(f'tools/{script}', *arguments, PATH=f'{folder}:{os.environ["PATH"]}', GPUS='16', GPUS_PER_NODE='4',
+               SRUN_ARGS='--exclusive -t 60', **variables)
+
+
+def test_slurm_starts_nothing_for_a_missing_checkpoint(tmp_path):
+    done = run_slurm(tmp_path, 'slurm_train.sh', 'gpu', 'job', 'configs/mask_rcnn/partialnet_s_1x.py')
+    assert done.returncode == 2 and done.stdout == ''
+    first, last = done.stderr.splitlines()
+    assert first.startswith("train.py: checkpoint 'work_dirs/partialnet_s_in1k/epoch_300.pth' does not exist; ")
+    assert last.startswith('srun.sh: nothing was submitted. CHECK=0 leaves the check to the job')
 
 
 @pytest.fixture(scope='module')

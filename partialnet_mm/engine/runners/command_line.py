@@ -116,9 +116,13 @@ def _split_of(message: str, cfg: Config, splits: Sequence[str]) -> str:
     return ''
 
 
-def load_runner_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str]) -> Config:
-    """Reads a config by :func:`load_config` and sets launcher and work folder; slurm and mpi need GPUs."""
-    if args.launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
+def load_runner_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str],
+                       starts_here: bool = True) -> Config:
+    """Reads a config by :func:`load_config` and sets launcher and work folder.
+
+    slurm and mpi need GPUs where ``starts_here``, on the machines that the processes start on.
+    """
+    if starts_here and args.launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
         parser.error(f'--launcher {args.launcher} needs GPUs, and torch sees none; without them, dist_train.sh and '
                      'dist_test.sh start processes on the CPU')
     cfg = load_config(parser, args, splits)
