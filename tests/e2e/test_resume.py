@@ -336,12 +336,12 @@ def of_two(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.two_processes
 def test_two_processes_resume_bit_equal(of_two):
     folder = copy_of(of_two, 'resumed', 'epoch_2.pth')
     torchrun(folder, '--resume')
     first, second = (read_checkpoint(str(path / 'epoch_4.pth')) for path in (of_two, folder))
-    assert len(first['meta']['random_states']) == 2
     assert hash_of(first['state_dict']) == hash_of(second['state_dict'])
 
 
@@ -366,6 +366,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_loses_nothing(of_two, t
     assert 'exitcode  : 75' in output, output[-4000:]
     torchrun(tmp_path / 'left', '--resume')
     first, second = (read_checkpoint(str(path / 'epoch_4.pth')) for path in (of_two, tmp_path / 'left'))
+    assert len(first['meta']['random_states']) == 2
     assert hash_of(first['state_dict']) == hash_of(second['state_dict'])
 
 
