@@ -15,6 +15,10 @@ from partialnet_mm.models import PartialNet, SplitGates
 DETECTORS = {
     'StandardRoIHead': ('two_stage', 'TwoStage'),
     'CascadeRoIHead': ('two_stage', 'TwoStage'),
+    'GFLHead': ('dense_heads', 'GeneralizedFocal'),
+    'YOLOXHead': ('dense_heads', 'YOLOX'),
+    'BaseDenseHead': ('dense_heads', 'SingleStage'),
+    'DeformableDETRHead': ('detr', 'DeformableTransformer'),
 }
 #: The free axes of each output and their names.
 AXES = dict(
