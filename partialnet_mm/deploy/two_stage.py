@@ -185,7 +185,7 @@ class TwoStage(Detector):
         masks = sum(stage(features, boxes, labels) for stage in self.masks) / len(self.masks)
         masks = torch.where((scores > UNUSED)[..., None, None], masks, torch.zeros_like(masks))
         # The column that kept the mask branch from an empty batch goes if no image uses it.
-        columns = (scores > UNUSED).sum(1).amax()
+        columns = (scores > UNUSED).sum(1).max()
         return tuple(values[:, :columns] for values in (*found, masks))
 
 
