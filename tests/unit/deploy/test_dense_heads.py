@@ -5,8 +5,7 @@ import torch
 
 from partialnet_mm.deploy.onnx_export import session_of, whole_to_onnx
 from partialnet_mm.deploy.whole_model import whole_model
-from tests.helpers.detections import (ARCH, build_detector, compare, detector_config, noise, predictions,
-                                      with_threshold)
+from tests.helpers.detections import ARCH, build_detector, compare, detector_config, noise, predictions, with_threshold
 
 pytest.importorskip('mmdet')
 
