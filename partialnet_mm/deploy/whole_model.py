@@ -199,7 +199,8 @@ def detector_exporter(model: nn.Module) -> type[nn.Module]:
 
 def min_size(model: nn.Module) -> int:
     """Height and width that an image has at least, before padding, for a whole model or backbone."""
-    least = max((module.min_size for module in model.modules() if isinstance(module, (PartialNet, Detector))), default=1)
+    least = max((module.min_size for module in model.modules() if isinstance(module, (PartialNet, Detector))),
+                default=1)
     normalize = next((module for module in model.modules() if isinstance(module, Normalize)), None)
     if normalize is not None and min(normalize.padded_size or [normalize.divisor]) >= least:
         return 1
