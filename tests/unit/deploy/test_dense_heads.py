@@ -12,10 +12,11 @@ from tests.helpers.libraries import ROOT, build_model
 pytest.importorskip('mmdet')
 
 SMALL_HEAD = dict(num_classes=4, in_channels=32, feat_channels=32, stacked_convs=1)
+RETINANET = 'configs/retinanet/retinanet_partialnet_s_1x.py'
 #: Config, options of the head, layers of its logits.
 HEADS = {
-    'RetinaNet': ('configs/retinanet/retinanet_partialnet_s_1x.py', SMALL_HEAD, ['retina_cls']),
-    'RetinaNet, softmax': ('configs/retinanet/retinanet_partialnet_s_1x.py', dict(
+    'RetinaNet': (RETINANET, SMALL_HEAD, ['retina_cls']),
+    'RetinaNet, softmax': (RETINANET, dict(
         SMALL_HEAD, loss_cls=dict(type='CrossEntropyLoss')), ['retina_cls']),
     'ATSS': ('configs/atss/atss_partialnet_s_1x.py', SMALL_HEAD, ['atss_cls']),
     'RTMDet': ('configs/rtmdet/rtmdet_partialnet_s_custom.py', SMALL_HEAD, ['rtm_cls']),
@@ -77,9 +78,9 @@ def test_options_of_the_test(test_cfg):
     ('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py', {}, 'RTMDetInsSepBNHead .* has a .*_predict_by_feat_single'),
     ('tood/tood_r50_fpn_1x_coco.py', {}, 'TOODHead .* has a _predict_by_feat_single of its own'),
     ('fsaf/fsaf_r50_fpn_1x_coco.py', {}, 'TBLRBBoxCoder'),
-    ('configs/retinanet/retinanet_partialnet_s_1x.py', dict(nms_pre=0), 'test_cfg.nms_pre of RetinaHead is 0'),
-    ('configs/retinanet/retinanet_partialnet_s_1x.py', dict(max_per_img=-1), 'test_cfg.max_per_img of RetinaHead is -1'),
-    ('configs/retinanet/retinanet_partialnet_s_1x.py', dict(nms=dict(type='soft_nms')), "test_cfg.nms.type is 'soft_nms'"),
+    (RETINANET, dict(nms_pre=0), 'test_cfg.nms_pre of RetinaHead is 0'),
+    (RETINANET, dict(max_per_img=-1), 'test_cfg.max_per_img of RetinaHead is -1'),
+    (RETINANET, dict(nms=dict(type='soft_nms')), "test_cfg.nms.type is 'soft_nms'"),
 ])
 def test_refuses_what_it_does_not_express(name, changes, message):
     cfg = detector_config(name, ARCH)
@@ -98,7 +99,7 @@ def test_operators_that_onnx_lacks_are_named():
 
 @pytest.mark.parametrize('name, size, divisor', [
     ('configs/rtmdet/rtmdet_partialnet_s_300e.py', 1, 32), ('configs/rtmdet/rtmdet_partialnet_s_custom.py', 1, 1),
-    ('configs/retinanet/retinanet_partialnet_s_1x.py', 1, 1)])
+    (RETINANET, 1, 1)])
 def test_sizes_that_the_host_takes(name, size, divisor):
     network = whole_model(build_model(detector_config(name, ARCH), init=False)).network
     assert (network.min_size, network.divisor) == (size, divisor)
