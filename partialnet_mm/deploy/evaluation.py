@@ -1,5 +1,5 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""The metrics of a config for the ONNX file of a whole model: its test data, its evaluator, onnxruntime as the model."""
+"""The metrics of a config for the ONNX file of a whole model."""
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ def predictions_of(model: 'onnx.ModelProto | str') -> Predict:
     names = [output.name for output in session.get_outputs()]
     fill = dict(probabilities=_fill_class, class_map=_fill_map, boxes=_fill_objects).get(names[0])
     if fill is None:
-        raise ValueError(f'the ONNX model gives {", ".join(names)}: it is no whole model, whose metrics can be measured')
+        raise ValueError(f'the ONNX model gives {", ".join(names)}: no whole model has these outputs')
     mask_threshold = float(metadata.get('mask_threshold', 0.5))
 
     def predict(batch: dict) -> list[Any]:
@@ -67,7 +67,7 @@ def predictions_of(model: 'onnx.ModelProto | str') -> Predict:
     return predict
 
 
-def test_images(cfg: Config, images: int | None = None) -> Iterator[dict[str, 'np.ndarray']]:
+def calibration_images(cfg: Config, images: int | None = None) -> Iterator[dict[str, 'np.ndarray']]:
     """Inputs of the ONNX file of a whole model, image by image, from the config's test data."""
     for batch in islice(_test_loader(cfg), images):
         yield dict(images=images_of(batch).numpy())

@@ -58,14 +58,22 @@ def to_onnx(network: nn.Module, input_shape: Sequence[int], output_names: Sequen
     return _export(network, images, output_names, axes)
 
 
-def whole_to_onnx(model: WholeModel) -> 'onnx.ModelProto':
-    """Writes a whole model as an ONNX model for batches and images of any size.
+def whole_to_onnx(model: WholeModel, size: tuple[int, int] | None = None) -> 'onnx.ModelProto':
+    """Writes a whole model as an ONNX model.
+
+    Args:
+        model: On the CPU.
+        size: Height and width of the one image that the ONNX model takes. None, the default, makes an ONNX model for
+            batches and images of any size.
 
     Raises:
         ValueError: If ONNX has no operator for one of the model's; the message names it.
     """
-    images = torch.randint(0, 256, (2, *TRACED_SIZE, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    shape = (2, *TRACED_SIZE, 3) if size is None else (1, *size, 3)
+    images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     axes = {INPUT: {0: 'batch', 1: 'height', 2: 'width'}, **{name: AXES[name] for name in model.outputs}}
+    if size is not None:
+        axes = {name: {axis: text for axis, text in free.items() if text == 'objects'} for name, free in axes.items()}
     return _export(model, images, model.outputs, axes)
 
 

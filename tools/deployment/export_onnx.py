@@ -1,43 +1,37 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Writes a classifier, or the backbone of a classifier, detector or segmentor, as an ONNX file.
+"""Writes a classifier, detector or segmentor, or its backbone, as an ONNX file that onnxruntime runs without torch.
 
-A classifier of mmpretrain gives "logits" (B, classes), before softmax. A backbone gives the maps of its stages,
-"stage1" to "stage4", as the neck gets them. The input is "images" (B, C, H, W), normalized and in the order of channels
-that the file's metadata names; batch, height and width are free (H and W from 32 up) unless --static is given. The file
-is run in onnxruntime against PyTorch at three sizes before it is written.
+The input of a whole model is "images" (B, H, W, 3), RGB, bytes. A classifier gives "probabilities" (B, classes), a
+detector "boxes" (B, N, 4), "scores" and "labels" (B, N), and "masks" (B, N, 28, 28) if it has a mask head, a segmentor
+"class_map" (B, H, W). The metadata of the file has classes, colours, thresholds and how images are resized before.
+
+With --backbone the input is normalized (B, C, H, W), and the file gives the feature maps "stage1" to "stage4", as the
+neck gets them.
+
+Batch, height and width are free unless --static is given. The file is run in onnxruntime against PyTorch at three sizes
+before it is written.
 """
 import argparse
-import json
 import os
+from collections.abc import Iterator
 
-import torch
 from mmengine.config import Config
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from partialnet_mm.analysis.build import build_model
 from partialnet_mm.checkpoint.atomic import refuse_overwrite, write_atomically
 from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.converters.publish import strip_checkpoint
-from partialnet_mm.deploy.onnx_export import INPUT, differences, require_onnx, to_onnx
+from partialnet_mm.deploy.comparison import TOLERANCE, Comparison, compare
+from partialnet_mm.deploy.metadata import as_texts, versions
+from partialnet_mm.deploy.metadata import describe as describe_whole
+from partialnet_mm.deploy.onnx_export import INPUT, differences, require_onnx, to_onnx, whole_to_onnx
+from partialnet_mm.deploy.whole_model import min_size, whole_model
 from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
 from partialnet_mm.engine.runners.config_file import config_errors
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
 from partialnet_mm.models import PartialNet, SplitGates, merge_model
-from partialnet_mm.version import __version__
-
-TOLERANCE = 1e-4
-
-
-class Logits(nn.Module):
-    """A classifier of mmpretrain from images to logits."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(images, mode='tensor')
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -52,8 +46,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument('--deploy', dest='deploy', action='store_true', default=True,
                         help='write the merged form (the default)')
     parser.add_argument('--no-deploy', dest='deploy', action='store_false', help='write the form that the config has')
-    parser.add_argument('--backbone', action='store_true',
-                        help="write a classifier's backbone; of detectors and segmentors that is all that is written")
+    parser.add_argument('--backbone', action='store_true', help='write the backbone alone')
     parser.add_argument('--static', action='store_true', help='one image of --shape at a time, nothing else')
     parser.add_argument('--no-check', action='store_true', help='write without running the file in onnxruntime')
     parser.add_argument('--force', action='store_true', help='overwrite the file if it exists')
@@ -64,9 +57,11 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     """Ends the command for what could not be done, before anything is built."""
     if args.checkpoint is not None and not os.path.isfile(args.checkpoint):
         parser.error(f'checkpoint {args.checkpoint!r} does not exist')
-    if min(args.shape) < PartialNet.min_size:
+    if args.backbone and min(args.shape) < PartialNet.min_size:
         parser.error(f'--shape must be at least {PartialNet.min_size} {PartialNet.min_size}, the stride of the last '
                      f'map, got {args.shape[0]} {args.shape[1]}')
+    if min(args.shape) < 1:
+        parser.error(f'--shape must be two positive numbers, got {args.shape[0]} {args.shape[1]}')
     folder = os.path.dirname(os.path.abspath(args.output))
     if not os.path.isdir(folder):
         parser.error(f'--output: the folder {folder!r} does not exist')
@@ -125,31 +120,51 @@ def preprocessing(cfg: Config) -> dict[str, object]:
     return dict(channel_order=order, mean=given.get('mean') or [0.], std=given.get('std') or [1.])
 
 
-def describe(cfg: Config, args: argparse.Namespace, backbone: PartialNet, meta: dict,
-             outputs: list[str]) -> dict[str, str]:
-    """The metadata of the file: texts, lists as JSON."""
+def describe_backbone(cfg: Config, args: argparse.Namespace, backbone: PartialNet,
+                      outputs: list[str]) -> dict[str, object]:
+    """The metadata of a backbone's file, before its values become texts."""
     free = not args.static
     shape = ['batch', backbone.in_channels, 'height', 'width'] if free else [1, backbone.in_channels, *args.shape]
-    metadata = dict(preprocessing(cfg), input=INPUT, input_shape=shape, min_size=backbone.min_size, outputs=outputs,
-                    config=os.path.basename(args.config), checkpoint=os.path.basename(args.checkpoint or ''),
-                    merged=bool(args.deploy), partialnet_mm=__version__, torch=torch.__version__)
-    if outputs != ['logits']:
-        metadata['strides'] = [4 * 2**i for i in backbone.out_indices]
-        metadata['channels'] = [backbone.channels[i] for i in backbone.out_indices]
-    classes = meta.get('dataset_meta', {}).get('classes')
-    if classes is not None and outputs == ['logits']:
-        metadata['classes'] = list(classes)
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+    return dict(preprocessing(cfg), input=INPUT, input_shape=shape, min_size=backbone.min_size, outputs=outputs,
+                strides=[4 * 2**i for i in backbone.out_indices],
+                channels=[backbone.channels[i] for i in backbone.out_indices], merged=bool(args.deploy),
+                versions=versions())
 
 
-def checked_shapes(args: argparse.Namespace, channels: int) -> list[tuple[int, int, int, int]]:
-    """The shape asked for; and, unless static, an odd larger one and a smaller one, in other batches."""
-    height, width = args.shape
+def checked_shapes(args: argparse.Namespace, least: int) -> list[tuple[int, int, int]]:
+    """(B, H, W): the shape asked for; and, unless static, an odd larger one and a smaller one, in other batches."""
+    height, width = (max(side, least) for side in args.shape)
     if args.static:
-        return [(1, channels, height, width)]
-    least = PartialNet.min_size
-    return [(1, channels, height, width), (2, channels, height + 1, width + 33),
-            (3, channels, max(least, height // 2 + 1), max(least, width * 3 // 4 + 1))]
+        return [(1, height, width)]
+    return [(1, height, width), (2, height + 1, width + 33),
+            (3, max(least, height // 2 + 1), max(least, width * 3 // 4 + 1))]
+
+
+def export_backbone(cfg: Config, args: argparse.Namespace, model: nn.Module, log: Console) -> tuple:
+    """The ONNX model of the backbone, its metadata and the comparisons with PyTorch, one after the other."""
+    backbone = find_backbone(model).eval()
+    outputs = [f'stage{i + 1}' for i in backbone.out_indices]
+    with log.status('exporting'):
+        exported = to_onnx(backbone, (1, backbone.in_channels, *args.shape), outputs, not args.static)
+
+    def comparisons() -> Iterator[Comparison]:
+        for batch, height, width in checked_shapes(args, PartialNet.min_size):
+            shape = (batch, backbone.in_channels, height, width)
+            difference, = differences(exported, backbone, [shape])
+            yield Comparison(f'{" x ".join(map(str, shape))}: largest difference {difference:.1e} of the largest value',
+                             difference < TOLERANCE)
+
+    return exported, describe_backbone(cfg, args, backbone, outputs), comparisons()
+
+
+def export_whole(cfg: Config, args: argparse.Namespace, model: nn.Module, meta: dict, log: Console) -> tuple:
+    """The ONNX model of the whole model, its metadata and the comparisons with PyTorch, one after the other."""
+    whole = whole_model(model)
+    metadata = describe_whole(cfg, model, whole, meta)
+    shapes = checked_shapes(args, min_size(whole))
+    with log.status('exporting'):
+        exported = whole_to_onnx(whole, shapes[0][1:] if args.static else None)
+    return exported, metadata, compare(exported, whole, model, shapes)
 
 
 @command
@@ -161,35 +176,34 @@ def main() -> None:
     try:
         with config_errors(args.config):
             model = build_model(cfg).eval()
-        backbone = find_backbone(model)
+        if args.backbone:
+            find_backbone(model)
         meta = load(model, args.checkpoint) if args.checkpoint else {}
-        if args.deploy:
+        if args.deploy and any(hasattr(module, 'switch_to_deploy') for module in model.modules()):
             merge_model(model)
+        if args.backbone:
+            exported, metadata, comparisons = export_backbone(cfg, args, model, log)
+        else:
+            exported, metadata, comparisons = export_whole(cfg, args, model, meta, log)
     except (FileNotFoundError, TypeError, ValueError) as error:
         raise ValueError(f'nothing was written: {error}') from error
-    whole = cfg.default_scope == 'mmpretrain' and getattr(model, 'with_head', False) and not args.backbone
-    network = (Logits(model) if whole else backbone).eval()
-    outputs = ['logits'] if whole else [f'stage{i + 1}' for i in backbone.out_indices]
-    with log.status('exporting'):
-        exported = to_onnx(network, (1, backbone.in_channels, *args.shape), outputs, not args.static)
+    metadata.update(config=os.path.basename(args.config), checkpoint=os.path.basename(args.checkpoint or ''),
+                    form='merged' if args.deploy else 'trainable')
     from onnx.helper import set_model_props  # after require_onnx, which reports a missing package
-    set_model_props(exported, describe(cfg, args, backbone, meta, outputs))
+    set_model_props(exported, as_texts(metadata))
     if not args.no_check:
-        shapes = checked_shapes(args, backbone.in_channels)
-        with log.status('running in onnxruntime'):
-            try:
-                found = differences(exported, network, shapes)
-            except ValueError as error:
-                raise ValueError(f'nothing was written: {error}') from error
-        for shape, difference in zip(shapes, found):
-            print(f'{" x ".join(map(str, shape))}: largest difference {difference:.1e} of the largest value')
-        if not all(difference < TOLERANCE for difference in found):
-            parser.exit(1, f'nothing was written: onnxruntime differs from PyTorch by more than {TOLERANCE:.0e}\n')
+        try:
+            for comparison in comparisons:
+                print(comparison.text)
+                if not comparison.equal:
+                    parser.exit(1, 'nothing was written: onnxruntime differs from PyTorch by more than rounding\n')
+        except ValueError as error:
+            raise ValueError(f'nothing was written: {error}') from error
     content = exported.SerializeToString()
     write_atomically(content, args.output)
     weights = f'of {args.checkpoint}' if args.checkpoint else 'random: no checkpoint was named'
     print(f'{args.output}: {len(content) / 2**20:.1f} MiB, {"merged" if args.deploy else "as in the config"}, '
-          f'{INPUT} -> {", ".join(outputs)}; weights {weights}')
+          f'{INPUT} -> {", ".join(output.name for output in exported.graph.output)}; weights {weights}')
 
 
 if __name__ == '__main__':
