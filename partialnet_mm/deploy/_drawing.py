@@ -45,7 +45,7 @@ def draw(result: 'Result', score_threshold: float) -> Image.Image:
 def colours_of(metadata: 'Metadata') -> list[Colour]:
     """A colour for each label: the model's own, or hues that lie far apart."""
     if metadata.palette is not None:
-        return [tuple(colour) for colour in metadata.palette]
+        return [tuple(colour) for colour in metadata.palette[:len(metadata.classes)]]
     golden = (5**0.5 - 1) / 2
     return [tuple(round(255 * level) for level in colorsys.hsv_to_rgb(index * golden % 1, 0.8, (1, 0.75)[index % 2]))
             for index in range(len(metadata.classes))]

@@ -30,6 +30,7 @@ class SingleStage(Detector):
                 raise ValueError(f'test_cfg.{name} of {type(head).__name__} is {cfg.get(name)}; an ONNX file needs a '
                                  'number greater than 0')
         self.iou_threshold, self.class_agnostic = read_nms(cfg.get('nms'))
+        self.divisor = divisor_of_sizes(model)
 
     @property
     def numbers_of_a_box(self) -> int:
@@ -129,6 +130,7 @@ class YOLOX(Detector):
         require_methods(model, SingleStageDetector, 'predict', 'extract_feat')
         require_methods(model.bbox_head, YOLOXHead, 'predict', 'predict_by_feat', '_bbox_decode', '_bbox_post_process')
         self.iou_threshold, self.class_agnostic = read_nms(model.bbox_head.test_cfg.get('nms'))
+        self.divisor = divisor_of_sizes(model)
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         head = self.model.bbox_head
@@ -146,6 +148,18 @@ class YOLOX(Detector):
         boxes = torch.cat([centers - sides / 2, centers + sides / 2], 2)
         scores, rows = suppress(boxes, scores, None if self.class_agnostic else labels, self.iou_threshold, None)
         return answers(gather_rows(boxes, rows), scores, gather_rows(labels, rows))
+
+
+def divisor_of_sizes(model: nn.Module) -> int:
+    """Of which number the sides of images must be multiples, so that the neck can join its feature maps."""
+    stride = max(max(stride) for stride in model.bbox_head.prior_generator.strides)
+    if getattr(model.data_preprocessor, 'pad_size_divisor', 1) % stride:
+        try:
+            with torch.no_grad():
+                model.extract_feat(torch.zeros(1, 3, 2 * stride + 1, 3 * stride + 1))
+        except RuntimeError:
+            return stride
+    return 1
 
 
 def _by_prior(level: Tensor, channels: int) -> Tensor:

@@ -13,7 +13,7 @@ class DeformableTransformer(Detector):
     """DINO, or Deformable DETR with proposals of its encoder.
 
     The file gives the ``max_per_img`` best pairs of a query and a class, as the host does: there is no threshold and no
-    suppression. An image needs as many pixels in all feature maps together as there are queries.
+    suppression. The feature maps of an image need as many pixels together as there are queries.
 
     Args:
         model: The detector, in evaluation mode.
@@ -34,6 +34,7 @@ class DeformableTransformer(Detector):
             raise ValueError(f'{type(model).__name__} with as_two_stage=False cannot be expressed in an ONNX file: its '
                              'head writes into slices of tensors, which torch.onnx does not follow')
         self.padded = getattr(model.data_preprocessor, 'pad_size_divisor', 1) > 1
+        self.min_size = self._least_side(model)
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         model, head = self.model, self.model.bbox_head
@@ -55,6 +56,17 @@ class DeformableTransformer(Detector):
         corners = torch.cat([centers - sides / 2, centers + sides / 2], 2)
         limits = size.flip(0).repeat(2)
         return answers(torch.minimum((corners * limits).clamp(min=0), limits), scores, labels)
+
+    @staticmethod
+    def _least_side(model: nn.Module) -> int:
+        """The side of a square image whose feature maps have a pixel for each query."""
+        side = 256
+        with torch.no_grad():
+            strides = [side / level.shape[2] for level in model.extract_feat(torch.zeros(1, 3, side, side))]
+        side = 1
+        while sum((side // stride)**2 for stride in strides) < model.num_queries:
+            side += 1
+        return side
 
     def _tokens(self, images: Tensor, maps: tuple[Tensor, ...], size: Tensor) -> dict[str, Any]:
         """The encoder's input, as ``pre_transformer`` makes it from sizes in Python numbers."""

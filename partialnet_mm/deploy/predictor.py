@@ -32,7 +32,7 @@ class Metadata:
         classes: Names by label.
         preprocessing: The steps from a picture to the network's input.
         exif: Whether pictures are turned as their EXIF orientation says.
-        palette: Colours (R, G, B) by label, or None.
+        palette: Colours (R, G, B) by label, for each class or for more, or None.
         category_ids: COCO's ids by label, or None.
         score_threshold: Lowest score of a detection that is drawn. Defaults to 0.3.
         mask_threshold: Lowest probability of a pixel of a mask. Defaults to 0.5.
@@ -84,8 +84,9 @@ class Metadata:
                 values[name] = None
             if not fits(values[name]):
                 raise ValueError(f'its metadata {name!r} must be {form}, got {texts[name][:80]!r}')
+        # A config of few classes may keep the colours of its base.
         for name in ('palette', 'category_ids'):
-            if name in values and len(values[name]) != len(values['classes']):
+            if name in values and len(values[name]) < len(values['classes']):
                 raise ValueError(f'its metadata {name!r} has {len(values[name])} entries for {len(values["classes"])} '
                                  'classes')
         steps = [step.get('type') for step in values['preprocessing']]

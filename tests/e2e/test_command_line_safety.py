@@ -105,7 +105,7 @@ def test_dist_train_passes_the_status_on_and_resumes(tmp_path, data_options, num
     command = ['tools/dist_train.sh', CONFIG, '1', '--work-dir', str(tmp_path), '--cfg-options', *data_options]
     process = subprocess.Popen([*command, 'train_cfg.max_epochs=300'], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, env=environment())
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not list(tmp_path.glob('epoch_*.pth')) and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(number)

@@ -1,6 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Detectors with random weights that find something, and what their ONNX files find against what mmdet finds."""
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -11,24 +12,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from partialnet_mm import swap_backbone
-from partialnet_mm.deploy.onnx_export import run_session
-from partialnet_mm.deploy.whole_model import as_host_batch
+from partialnet_mm.deploy.onnx_export import run_session, session_of, whole_to_onnx
+from partialnet_mm.deploy.whole_model import WholeModel, as_host_batch
 from tests.helpers.libraries import ROOT, build_model, shipped_config
 
 #: Widths 16, 32, 64 and 128.
 ARCH = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type='ReLU'))
 
 
-def detector_config(name: str, arch: str | dict) -> Config:
-    """A config of this repository, ``configs/...``, or one of mmdet with its backbone replaced."""
+def detector_config(name: str, arch: dict | None = None) -> Config:
+    """A config of this repository, ``configs/...``, or one of mmdet with T0 as its backbone; or either with ``arch``."""
     if name.startswith('configs/'):
         cfg = Config.fromfile(ROOT / name)
-        width = arch['embed_dim'] if isinstance(arch, dict) else None
-        cfg.model.backbone.update(arch=arch or cfg.model.backbone.arch, init_cfg=None, drop_path_rate=0.)
-        if width:
-            cfg.model.neck.in_channels = [2 * width, 4 * width, 8 * width]
+        cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
     else:
-        cfg = swap_backbone(Config.fromfile(shipped_config('mmdet', name)), arch)
+        cfg = Config.fromfile(shipped_config('mmdet', name))
+        if arch is None:
+            cfg = swap_backbone(cfg, 't0')
+    if arch is not None:
+        cfg.model.backbone = dict(type='PartialNet', arch=arch, out_indices=(1, 2, 3))
+        cfg.model.neck.in_channels = [arch['embed_dim'] * factor for factor in (2, 4, 8)]
+        if 'start_level' in cfg.model.neck:
+            cfg.model.neck.start_level = 0
     return replace_values(cfg, dict(SyncBN='BN'))
 
 
@@ -54,6 +59,8 @@ def build_detector(cfg: Config, logits: Sequence[str], spread: float = 1.5, mean
         mean: Mean of their outputs. Defaults to -2.
     """
     model = build_model(cfg, init=False).eval()
+    if hasattr(model, 'level_embed'):  # mmdet leaves it as the memory was
+        nn.init.normal_(model.level_embed)
     layers = [layer for name in logits for layer in model.bbox_head.get_submodule(name).modules()
               if isinstance(layer, (nn.Conv2d, nn.Linear))]
     seen = {}
@@ -87,13 +94,6 @@ def predictions(model: nn.Module, images: Tensor) -> list:
         return [sample.pred_instances for sample in model(**data, mode='predict')]
 
 
-def with_threshold(file: onnx.ModelProto, threshold: float) -> onnx.ModelProto:
-    """The ONNX file of a detector with another score threshold."""
-    (initializer, ) = [tensor for tensor in file.graph.initializer if tensor.name.endswith('score_threshold')]
-    initializer.CopyFrom(onnx.numpy_helper.from_array(np.float32(threshold), initializer.name))
-    return file
-
-
 def assert_same_objects(outputs: Sequence[Tensor], wanted: list, pixels: float = 0.02) -> None:
     """The file's answers are mmdet's, in the order of their scores, in the form that files have."""
     boxes, scores, labels = outputs
@@ -110,8 +110,23 @@ def assert_same_objects(outputs: Sequence[Tensor], wanted: list, pixels: float =
         assert same.any(0).all() and same.any(1).all(), f'{(~same.any(0)).sum()} of {used} objects of image {i} differ'
 
 
-def compare(session, model: nn.Module, images: Tensor) -> list[int]:
-    """Asserts that a file finds what mmdet finds; returns the number of objects of each image."""
+def compare(find: Callable[[Tensor], Sequence[Tensor]], model: nn.Module, images: Tensor) -> list[int]:
+    """Asserts that a function of images finds what mmdet finds; returns the number of objects of each image."""
     wanted = predictions(model, images)
-    assert_same_objects(run_session(session, images), wanted)
+    with torch.no_grad():
+        assert_same_objects(find(images), wanted)
     return [len(want) for want in wanted]
+
+
+def finder(whole: WholeModel, onnx_file: bool) -> Callable[[float], Callable[[Tensor], Sequence[Tensor]]]:
+    """From a threshold of scores to what finds objects: the model itself in PyTorch, or its ONNX file."""
+    file = whole_to_onnx(whole) if onnx_file else None
+
+    def with_threshold(threshold: float) -> Callable[[Tensor], Sequence[Tensor]]:
+        if file is None:
+            whole.network.score_threshold.fill_(threshold)
+            return whole
+        (initializer, ) = [tensor for tensor in file.graph.initializer if tensor.name.endswith('score_threshold')]
+        initializer.CopyFrom(onnx.numpy_helper.from_array(np.float32(threshold), initializer.name))
+        return functools.partial(run_session, session_of(file))
+    return with_threshold

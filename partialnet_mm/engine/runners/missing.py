@@ -22,8 +22,10 @@ def require_checkpoints(cfg: Config) -> None:
     own_data = cfg.get('checkpoint') if cfg.get('own_data') else None
     for key, file in [('load_from', cfg.get('load_from')), ('checkpoint', own_data), *_pretrained(cfg.model, 'model')]:
         if isinstance(file, str) and '://' not in file and not os.path.exists(os.path.expanduser(file)):
+            advice = {'load_from': '', 'checkpoint': ', or leave it out to start from random weights'}.get(
+                key, f'. {PRETRAINING_HINT}')
             raise MissingCheckpointError(f'checkpoint {file!r} does not exist; name another file by --cfg-options '
-                                         f'{key}=FILE' + f'. {PRETRAINING_HINT}' * (key != 'load_from'))
+                                         f'{key}=FILE{advice}')
 
 
 def _pretrained(node: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
@@ -150,9 +151,14 @@ def _apply_to_detector(cfg: Config, datasets: dict[str, list[ConfigDict]], split
                 metric.ann_file = _annotation_path(root, found[0])
 
     def read_facts() -> DataFacts | None:
-        for dataset in every:  # the training's before others
-            with contextlib.suppress(OSError, ValueError):
-                return read(_annotation_path(root, dataset)).facts
+        for found in datasets.values():  # the training's before others
+            parts = []
+            for dataset in found:
+                with contextlib.suppress(OSError, ValueError):
+                    parts.append(read(_annotation_path(root, dataset)))
+            if parts:
+                return _facts(sum(part.images for part in parts), [size for part in parts for size in part.sizes],
+                              np.concatenate([part.areas for part in parts]))
         return None
 
     return classes, read_facts
@@ -310,7 +316,10 @@ class _Annotations(NamedTuple):
     """What an annotation file says."""
 
     categories: tuple[str, ...]
-    facts: DataFacts
+    images: int
+    #: Widths and heights of images, and areas of boxes, as far as they are numbers above 0.
+    sizes: list[tuple[float, float]]
+    areas: np.ndarray
 
 
 def _read_annotations(path: str) -> _Annotations:
@@ -324,10 +333,10 @@ def _read_annotations(path: str) -> _Annotations:
     sizes = [(width, height) for _, _, width, height, _ in content.images
              if all(isinstance(side, (int, float)) and side > 0 for side in (width, height))]
     sides = content.boxes[:, 2:]
-    return _Annotations(names, _facts(len(content.images), sizes, sides[(sides > 0).all(axis=1)].prod(axis=1)))
+    return _Annotations(names, len(content.images), sizes, sides[(sides > 0).all(axis=1)].prod(axis=1))
 
 
-def _facts(images: int, sizes: Sequence[tuple[int, int]], areas: Sequence[float] = ()) -> DataFacts:
+def _facts(images: int, sizes: Sequence[tuple[float, float]], areas: Sequence[float] = ()) -> DataFacts:
     width, height = ((statistics.median(side) for side in zip(*sizes)) if sizes
                      else (UNKNOWN_DATA.width, UNKNOWN_DATA.height))
     small = math.sqrt(sorted(areas)[len(areas) // 10]) if len(areas) else None

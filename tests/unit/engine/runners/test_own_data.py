@@ -2,6 +2,7 @@
 """The settings of an own-data config reach every position that mmdet reads them from."""
 import argparse
 import json
+import re
 import shutil
 
 import pytest
@@ -148,6 +149,24 @@ def test_wrappers_and_other_metainfo(cfg, data_root):
     for dataset in applied.train_dataloader.dataset.datasets:
         assert dataset.data_root == str(data_root)
         assert dataset.metainfo == dict(palette=[(1, 2, 3)], classes=NAMES)
+
+
+def test_the_pages_config_of_several_files(data_root, tmp_path):
+    """Passes and image scale follow from the images of all files."""
+    page = (ROOT / 'docs/own_data.md').read_text()
+    code = re.search(r'```python\n# several_files.py\n(.*?)```', page, re.DOTALL).group(1)
+    (tmp_path / 'several.py').write_text(code.replace("'configs/", f"'{ROOT}/configs/"))
+    for count, side in (('north', 400), ('south', 100)):
+        write_annotations(data_root, 'train')
+        content = json.loads((data_root / 'annotations/instances_train.json').read_text())
+        content['images'] = [dict(id=i, file_name=f'{i}.jpg', width=side, height=side) for i in range(side)]
+        (data_root / f'{count}.json').write_text(json.dumps(content))
+        (data_root / count).mkdir()
+    cfg = Config.fromfile(tmp_path / 'several.py')
+    cfg.data_root = str(data_root)
+    applied = apply_own_data_settings(cfg)
+    assert [leaf.metainfo.classes for leaf in applied.train_dataloader.dataset.dataset.datasets] == [NAMES, NAMES]
+    assert applied.own_data_choices.data == dict(images=500, width=400, height=400, small_object=None)
 
 
 @pytest.mark.parametrize('ann_file, message', [
