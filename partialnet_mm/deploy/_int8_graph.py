@@ -22,6 +22,9 @@ CLAMPING = ('Relu', 'Clip')
 #: Largest size in bytes to which a constant row is repeated.
 MOST_REPEATED = 2**20
 
+#: Weights of a gate from which on reading them takes longer than to compute in 8 bits.
+LARGE_GATE = 2**15
+
 
 class Grid(NamedTuple):
     """What an 8-bit number q stands for: ``scale * (q - zero_point)``."""
@@ -539,14 +542,23 @@ class Int8Graph:
             squared = write('Mul', [*write('Mul', mean * 2, out), *ratio], out)
         variance = write('Relu', write('Sub', [*square, *squared], out), out)
         both = write('Concat', [*mean, *write('Sqrt', variance, out)], out, axis=1 if single else 3)
-        weight = np.concatenate((mean_weight, std_weight)).astype(np.float32)
-        parameters = [self.out.constant(weight, f'{out}/weight'),
-                      self.out.constant(bias.astype(np.float32), f'{out}/bias')]
+        weight = np.concatenate((mean_weight, std_weight))
+        if single and weight.size > LARGE_GATE:
+            quantized, scale = self._weights(weight.T)
+            gate = write('DynamicQuantizeMatMul', [
+                *both, self.out.constant(quantized.T, f'{out}/weight'),
+                self.out.constant(scale.astype(np.float32), f'{out}/weight_scale'),
+                self.out.constant(np.zeros(len(scale), np.int8), 'weight_zero_point'),
+                self.out.constant(bias.astype(np.float32), f'{out}/bias')], out, MICROSOFT)
+        elif single:
+            gate = write('Gemm', [*both, self.out.constant(weight.astype(np.float32), f'{out}/weight'),
+                                  self.out.constant(bias.astype(np.float32), f'{out}/bias')], out)
+        else:
+            gate = write('MatMul', [*both, self.out.constant(weight.astype(np.float32), f'{out}/weight')], out)
+            gate = write('Add', [*gate, self.out.constant(bias.astype(np.float32), f'{out}/bias')], out)
         if single:
             four = self.out.constant(np.array([1, 1, 1, -1], np.int64), 'shape')
-            gate = write('Reshape', [*write('Gemm', [*both, *parameters], out), four], out)
-        else:
-            gate = write('Add', [*write('MatMul', [*both, parameters[0]], out), parameters[1]], out)
+            gate = write('Reshape', [*gate, four], out)
         self._put(out, Store(4, {'bytes': write('QuantizeLinear', [*gate, *self.out.grid(UNIT)], out)[0]}, UNIT), False)
         self.done.update(id(other) for other in (*passed, end))
         return True

@@ -52,12 +52,12 @@ class Pieces(nn.Module):
         return torch.cat((convolved[:, :8] + rest, rest), 1)
 
 
-def partialnet(act='ReLU'):
-    arch = dict(embed_dim=32, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type=act))
+def partialnet(act='ReLU', embed_dim=32):
+    arch = dict(embed_dim=embed_dim, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type=act))
     return PartialNet(arch, out_indices=(3, ), init_cfg=[])
 
 
-NETWORKS = dict(residual=Residual, pieces=Pieces, relu=partialnet, gelu=lambda: partialnet('GELU'))
+NETWORKS = dict(residual=Residual, pieces=Pieces, relu=partialnet, gelu=lambda: partialnet('GELU', 48))
 
 
 def build(name, randomize_norms):
@@ -106,7 +106,7 @@ def test_quantized_network_is_close_and_computes_its_layers_in_bytes(name, dynam
     quantized = quantize(model, calibration())
     assert model.SerializeToString() == before
     given, wanted = run(quantized, images(seed=1)), run(model, images(seed=1))
-    assert error(given, wanted) < .08
+    assert error(given, wanted) < .1
     found = operators(quantized)
     assert not {'Conv', 'Relu6', 'HardSigmoid', 'Erf', 'LayerNorm'} & found.keys()
     # Only the image, which comes with the channels first, and a feature map that is returned are transposed.
@@ -116,7 +116,7 @@ def test_quantized_network_is_close_and_computes_its_layers_in_bytes(name, dynam
         both = run(quantized, values)
         alone = np.concatenate([run(quantized, value[None]) for value in values])
         np.testing.assert_allclose(both, alone, rtol=1e-5, atol=1e-5 * np.abs(alone).max())
-        assert error(both, run(model, values)) < .1
+        assert error(both, run(model, values)) < .12
 
 
 def test_blocks_of_partialnet_stay_in_bytes(randomize_norms):
