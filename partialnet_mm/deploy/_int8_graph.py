@@ -461,10 +461,12 @@ class Int8Graph:
         bias = np.zeros(len(weight)) if bias_name is None else self.graph.constants[bias_name]
         given = {key: value for key, value in given.items() if key != 'auto_pad'}
         pixels = find_pixels(self.graph, name)
-        if (pixels is not None and not self.compares and not any(given.get('pads', ()))
-                and given.get('group', 1) == 1):
-            # The first layer takes over the normalization.
-            name, weight, bias = self._take_pixels(pixels, weight, bias)
+        if pixels is not None and not self.compares:
+            if any(given.get('pads', ())) or given.get('group', 1) != 1:
+                self._normalize(pixels, name)
+            else:
+                # The first layer takes over the normalization.
+                name, weight, bias = self._take_pixels(pixels, weight, bias)
         self._convolve(name, weight, bias, node.output[0], False, given)
         return True
 
@@ -479,6 +481,13 @@ class Int8Graph:
         of_images[:, pixels.channels] = weight * pixels.scale[:, None, None]
         return name, of_images, bias
 
+    def _normalize(self, pixels: Pixels, name: str) -> None:
+        """Gives normalized images from bytes to bytes: what surrounds them is 0 there, and no byte of an image."""
+        if not self._has_bytes(name):
+            count = len(pixels.channels)
+            source, weight, bias = self._take_pixels(pixels, np.eye(count)[:, :, None, None], np.zeros(count))
+            self._convolve_piece(source, weight, bias, name, False, dict(kernel_shape=[1, 1]))
+
     def _lower_pad(self, node: NodeProto) -> bool:
         name, out = node.input[0], node.output[0]
         value = self.graph.constants.get(node.input[2]) if len(node.input) > 2 else np.float32(0)
@@ -487,10 +496,8 @@ class Int8Graph:
                 or len(node.input) > 3 or not (self._has_bytes(name) or pixels is not None and value == 0)
                 or self.compares):
             return False
-        if not self._has_bytes(name):
-            count = len(pixels.channels)
-            source, weight, bias = self._take_pixels(pixels, np.eye(count)[:, :, None, None], np.zeros(count))
-            self._convolve_piece(source, weight, bias, name, False, dict(kernel_shape=[1, 1]))
+        if pixels is not None:
+            self._normalize(pixels, name)
         store, last = self.held[name]
         padding = round(float(value) / store.grid.scale) + store.grid.zero_point
         if not 0 <= padding <= 255:

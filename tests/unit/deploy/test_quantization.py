@@ -233,6 +233,37 @@ def test_subgraphs_and_shapes_read_what_the_float32_graph_had():
         assert error(run(quantized, values), run(model, values)) < .02
 
 
+@pytest.mark.parametrize('padded', [True, False])
+def test_first_layer_takes_the_bytes_of_the_image(padded):
+    """Normalization in float32 of every pixel would cost more than the layer."""
+    rng = np.random.default_rng(0)
+    constants = dict(
+        order=np.array([2, 1, 0]), mean=np.array([90, 120, 140], np.float32)[:, None, None],
+        std=np.array([40, 60, 80], np.float32)[:, None, None], pads=np.array([0, 0, 0, 1, 0, 0, 2, 3]),
+        w=rng.standard_normal((8, 3, 4, 4), dtype=np.float32), b=rng.standard_normal(8, dtype=np.float32))
+    nodes = [helper.make_node('Transpose', [INPUT], ['first'], perm=[0, 3, 1, 2]),
+             helper.make_node('Gather', ['first', 'order'], ['bgr'], axis=1),
+             helper.make_node('Cast', ['bgr'], ['float'], to=onnx.TensorProto.FLOAT),
+             helper.make_node('Sub', ['float', 'mean'], ['centered']),
+             helper.make_node('Div', ['centered', 'std'], ['normalized']),
+             helper.make_node('Shape', ['normalized'], ['shape']),
+             helper.make_node('Pad', ['normalized', 'pads'], ['padded']),
+             helper.make_node('Conv', ['padded' if padded else 'normalized', 'w', 'b'], ['out'], strides=[4, 4])]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, 'graph', [info(INPUT, onnx.TensorProto.UINT8, ['b', 'h', 'w', 3])],
+        [info('out', onnx.TensorProto.FLOAT, None), info('shape', onnx.TensorProto.INT64, [4])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    pictures = [rng.integers(0, 256, (2, 30, 41, 3), dtype=np.uint8) for _ in range(2)]
+    quantized = quantize(model, [{INPUT: pictures[0]}])
+    assert not {'Cast', 'Sub', 'Div', 'QuantizeLinear'} & operators(quantized).keys()
+    assert operators(quantized)['QLinearConv'] == 1 + padded
+    assert error(run(quantized, pictures[1]), run(model, pictures[1])) < .03
+    session = onnxruntime.InferenceSession(quantized.SerializeToString(), providers=['CPUExecutionProvider'])
+    assert session.run(['shape'], {INPUT: pictures[1]})[0].tolist() == [2, 3, 30, 41]
+
+
 def test_what_cannot_be_quantized_is_refused(randomize_norms):
     model = to_onnx(build('residual', randomize_norms), SHAPE, ['out'], True)
     with pytest.raises(ValueError, match='no calibration image'):
