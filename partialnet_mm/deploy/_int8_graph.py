@@ -13,7 +13,16 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from ._float_graph import TO_FIRST, TO_LAST, FloatGraph, attributes, needed_nodes, outer_names, read_names
-from ._patterns import Statistics, channel_slice, find_attention, find_gelu, find_pieces, find_statistics
+from ._patterns import (
+    Pixels,
+    Statistics,
+    channel_slice,
+    find_attention,
+    find_gelu,
+    find_pieces,
+    find_pixels,
+    find_statistics,
+)
 
 MICROSOFT = 'com.microsoft'
 #: Activations that the 8 bits of an output compute by themselves, where they cut off.
@@ -21,6 +30,9 @@ CLAMPING = ('Relu', 'Clip')
 
 #: Largest size in bytes to which a constant row is repeated.
 MOST_REPEATED = 2**20
+
+#: Weights of a gate from which on reading them takes longer than to compute in 8 bits.
+LARGE_GATE = 2**15
 
 
 class Grid(NamedTuple):
@@ -204,16 +216,19 @@ class Int8Graph:
 
     def _copy_shape(self, node: NodeProto) -> bool:
         """The shape of a tensor that is held in another order of its dimensions."""
-        held = self.held.get(node.input[0])
-        if held is None or ('last' if held.last else 'first') in held.store.forms:
+        held, pixels = self.held.get(node.input[0]), find_pixels(self.graph, node.input[0])
+        if held is None or pixels is None and ('last' if held.last else 'first') in held.store.forms:
             return False
         rank, given = held.store.rank, attributes(node)
-        form = next(iter(held.store.forms))
-        order = range(rank)
-        if held.last != (form != 'first'):
-            order = TO_FIRST[rank] if form != 'first' else TO_LAST[rank]
+        if pixels is not None:
+            form, order = pixels.images, TO_FIRST[4]
+        else:
+            name = next(iter(held.store.forms))
+            form, order = held.store.forms[name], range(rank)
+            if held.last != (name != 'first'):
+                order = TO_LAST[rank] if name == 'first' else TO_FIRST[rank]
         wanted = list(order)[given.get('start', 0):given.get('end')]
-        shape = self.out.node('Shape', [held.store.forms[form]], node.output[0])
+        shape = self.out.node('Shape', [form], node.output[0])
         indices = self.out.constant(np.array(wanted, dtype=np.int64), 'indices')
         self._put(node.output[0], Store(1, {'first': self.out.node('Gather', [*shape, indices], node.output[0])[0]}))
         return True
@@ -445,7 +460,54 @@ class Int8Graph:
             return False
         bias = np.zeros(len(weight)) if bias_name is None else self.graph.constants[bias_name]
         given = {key: value for key, value in given.items() if key != 'auto_pad'}
+        pixels = find_pixels(self.graph, name)
+        if pixels is not None and not self.compares:
+            if any(given.get('pads', ())) or given.get('group', 1) != 1:
+                self._normalize(pixels, name)
+            else:
+                # The first layer takes over the normalization.
+                name, weight, bias = self._take_pixels(pixels, weight, bias)
         self._convolve(name, weight, bias, node.output[0], False, given)
+        return True
+
+    def _take_pixels(self, pixels: Pixels, weight: np.ndarray,
+                     bias: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
+        """A convolution of normalized images as one of their bytes."""
+        name = f'{pixels.images}/pixels'
+        self._put(name, Store(4, {'bytes': pixels.images}, Grid(1., 0)))
+        weight = weight.astype(np.float64)
+        bias = bias + weight.sum((2, 3)) @ pixels.shift
+        of_images = np.zeros_like(weight)
+        of_images[:, pixels.channels] = weight * pixels.scale[:, None, None]
+        return name, of_images, bias
+
+    def _normalize(self, pixels: Pixels, name: str) -> None:
+        """Gives normalized images from bytes to bytes: what surrounds them is 0 there, and no byte of an image."""
+        if not self._has_bytes(name):
+            count = len(pixels.channels)
+            source, weight, bias = self._take_pixels(pixels, np.eye(count)[:, :, None, None], np.zeros(count))
+            self._convolve_piece(source, weight, bias, name, False, dict(kernel_shape=[1, 1]))
+
+    def _lower_pad(self, node: NodeProto) -> bool:
+        name, out = node.input[0], node.output[0]
+        value = self.graph.constants.get(node.input[2]) if len(node.input) > 2 else np.float32(0)
+        pixels = find_pixels(self.graph, name)
+        if (attributes(node).get('mode', b'constant') != b'constant' or self.graph.rank(name) != 4 or value is None
+                or len(node.input) > 3 or not (self._has_bytes(name) or pixels is not None and value == 0)
+                or self.compares):
+            return False
+        if pixels is not None:
+            self._normalize(pixels, name)
+        store, last = self.held[name]
+        padding = round(float(value) / store.grid.scale) + store.grid.zero_point
+        if not 0 <= padding <= 255:
+            return False
+        pads = self._float(node.input[1])
+        if not last:
+            order = self.out.constant(np.array([0, 2, 3, 1, 4, 6, 7, 5], dtype=np.int64), 'indices')
+            pads, = self.out.node('Gather', [pads, order], out)
+        new, = self.out.node('Pad', [store.forms['bytes'], pads, self.out.constant(np.uint8(padding), 'padding')], out)
+        self._put(out, Store(4, {'bytes': new}, store.grid), last)
         return True
 
     def _lower_matmul(self, node: NodeProto) -> bool:
@@ -539,14 +601,23 @@ class Int8Graph:
             squared = write('Mul', [*write('Mul', mean * 2, out), *ratio], out)
         variance = write('Relu', write('Sub', [*square, *squared], out), out)
         both = write('Concat', [*mean, *write('Sqrt', variance, out)], out, axis=1 if single else 3)
-        weight = np.concatenate((mean_weight, std_weight)).astype(np.float32)
-        parameters = [self.out.constant(weight, f'{out}/weight'),
-                      self.out.constant(bias.astype(np.float32), f'{out}/bias')]
+        weight = np.concatenate((mean_weight, std_weight))
+        if single and weight.size > LARGE_GATE:
+            quantized, scale = self._weights(weight.T)
+            gate = write('DynamicQuantizeMatMul', [
+                *both, self.out.constant(quantized.T, f'{out}/weight'),
+                self.out.constant(scale.astype(np.float32), f'{out}/weight_scale'),
+                self.out.constant(np.zeros(len(scale), np.int8), 'weight_zero_point'),
+                self.out.constant(bias.astype(np.float32), f'{out}/bias')], out, MICROSOFT)
+        elif single:
+            gate = write('Gemm', [*both, self.out.constant(weight.astype(np.float32), f'{out}/weight'),
+                                  self.out.constant(bias.astype(np.float32), f'{out}/bias')], out)
+        else:
+            gate = write('MatMul', [*both, self.out.constant(weight.astype(np.float32), f'{out}/weight')], out)
+            gate = write('Add', [*gate, self.out.constant(bias.astype(np.float32), f'{out}/bias')], out)
         if single:
             four = self.out.constant(np.array([1, 1, 1, -1], np.int64), 'shape')
-            gate = write('Reshape', [*write('Gemm', [*both, *parameters], out), four], out)
-        else:
-            gate = write('Add', [*write('MatMul', [*both, parameters[0]], out), parameters[1]], out)
+            gate = write('Reshape', [*gate, four], out)
         self._put(out, Store(4, {'bytes': write('QuantizeLinear', [*gate, *self.out.grid(UNIT)], out)[0]}, UNIT), False)
         self.done.update(id(other) for other in (*passed, end))
         return True

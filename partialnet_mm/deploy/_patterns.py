@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
-from ._float_graph import FloatGraph, attributes
+from ._float_graph import TO_FIRST, FloatGraph, attributes
 
 #: Nodes that give other dimensions to values in the same order.
 RESHAPING = ('Reshape', 'Flatten', 'Squeeze', 'Unsqueeze')
@@ -25,6 +25,52 @@ class Attention(NamedTuple):
     bias: str    # (1 or B, heads, L, L)
     heads: int
     scale: float
+
+
+class Pixels(NamedTuple):
+    """Images of bytes (B, H, W, C) that are normalized to (B, C, H, W), channel by channel."""
+
+    images: str
+    channels: np.ndarray  # of the images, for each normalized channel
+    scale: np.ndarray
+    shift: np.ndarray
+
+
+def find_pixels(graph: FloatGraph, name: str) -> Pixels | None:
+    """The images whose normalization gives a tensor."""
+    shape = graph.shapes.get(name, ())
+    if len(shape) != 4 or not isinstance(shape[1], int):
+        return None
+    count = shape[1]
+    channels, scale, shift, moved = np.arange(count), np.ones(count), np.zeros(count), False
+    images = {value.name for value in graph.model.graph.input}
+    while name not in images:
+        node = graph.producer.get(name)
+        if node is None:
+            return None
+        name, given = node.input[0], attributes(node)
+        if node.op_type in ('Sub', 'Div', 'Add', 'Mul') and not moved:
+            found = graph.constant_input(node)
+            if found is None or found[1] != name and node.op_type in ('Sub', 'Div'):
+                return None
+            value, name = found
+            if value.size not in (1, count) or value.size > 1 and (value.ndim < 3 or value.shape[-3] != count):
+                return None
+            value = np.broadcast_to(value.reshape(-1), count).astype(np.float64)[channels]
+            if node.op_type in ('Sub', 'Add'):
+                shift = shift + scale * (value if node.op_type == 'Add' else -value)
+            else:
+                scale = scale * (value if node.op_type == 'Mul' else 1 / value)
+        elif node.op_type == 'Gather' and given.get('axis', 0) == 1 and not moved:
+            indices = graph.constants.get(node.input[1])
+            if indices is None or indices.shape != (count, ):
+                return None
+            channels = indices[channels]
+        elif node.op_type == 'Transpose' and given.get('perm') == TO_FIRST[4] and not moved:
+            moved = True
+        elif node.op_type != 'Cast':
+            return None
+    return Pixels(name, channels, scale, shift) if moved and graph.types[name] == TensorProto.UINT8 else None
 
 
 def find_statistics(graph: FloatGraph, gemm: NodeProto) -> Statistics | None:

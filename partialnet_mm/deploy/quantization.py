@@ -13,7 +13,7 @@ from ._int8_graph import Grid, Int8Graph
 from ._patterns import find_pieces
 
 #: Nodes that only move values, so that all they read and write has one grid.
-MOVING = ('Concat', 'Split', 'Slice', 'Transpose', 'Reshape')
+MOVING = ('Concat', 'Split', 'Slice', 'Transpose', 'Reshape', 'Pad')
 
 
 def quantize(model: onnx.ModelProto,

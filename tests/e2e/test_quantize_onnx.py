@@ -83,9 +83,12 @@ def test_file_is_close_and_all_is_reported(exported, monkeypatch, capsys):
     assert quantize(monkeypatch, exported) == 2
     assert 'int8.onnx' in capsys.readouterr().err
     name = layers[0][0]
-    assert quantize(monkeypatch, exported, '--images', '2', '--float-layers', name, '--force', '--split', 'test') == 0
+    assert quantize(monkeypatch, exported, '--images', '2', '--float-layers', name, '--force', '--split', 'test',
+                    '--profile') == 0
     output = capsys.readouterr().out
     assert f'| {name} |' not in output
+    shares = re.findall(r'^\| (\w+) \| \d+ \| ([\d.]+)% \|$', output, re.M)
+    assert 'QLinearConv' in dict(shares) and sum(float(share) for _, share in shares) == pytest.approx(100, abs=2)
     total = int(re.search(r'(\d+) layers in INT8', output)[1])
     assert f'{total - 1} of {total} layers in INT8, calibrated with 2 images' in output
 

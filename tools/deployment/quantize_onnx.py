@@ -8,9 +8,14 @@ and the layers whose output changes most when they alone are in 8 bits. Such lay
 """
 import argparse
 import copy
+import json
 import math
 import os
+import statistics
+import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +58,8 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
                         help='test images to measure the metrics on (default: all)')
     parser.add_argument('--rounds', type=positive, default=21, metavar='N',
                         help='alternating rounds of both files for the latency (default: 21)')
+    parser.add_argument('--profile', action='store_true',
+                        help='also print the time of each kind of operator in the INT8 file')
     parser.add_argument('--force', action='store_true', help='overwrite the file if it exists')
     return parser, parser.parse_args()
 
@@ -119,6 +126,29 @@ def time_both(models: 'Mapping[str, onnx.ModelProto]', images: Mapping[str, np.n
     return ratio(times, int8, float32).text(3)
 
 
+def profile(model: 'onnx.ModelProto', images: Mapping[str, np.ndarray], runs: int) -> list[tuple[str, int, float]]:
+    """Operators of a model with their numbers of nodes and milliseconds of one run on one thread, the slowest first."""
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / 'profile')
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'])
+        for _ in range(runs):
+            session.run(None, dict(images))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    microseconds: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for event in events:
+        if event['cat'] == 'Node' and event['name'].endswith('_kernel_time'):
+            microseconds[event['args']['op_name'], event['name']].append(event['dur'])
+    nodes, times = Counter(), Counter()
+    for (operator, _), found in microseconds.items():
+        nodes[operator] += 1
+        times[operator] += statistics.median(found) / 1e3
+    return [(operator, nodes[operator], time) for operator, time in times.most_common()]
+
+
 @command
 def main() -> None:
     parser, args = parse_args()
@@ -153,6 +183,11 @@ def main() -> None:
         ['layer', 'error in dB of its output'],
         [[name, f'{10 * math.log10(error):.1f}' if error else 'none'] for name, error in errors.items()
          if name not in args.float_layers][:args.worst]))
+    if args.profile:
+        found = profile(quantized, images[0], args.rounds)
+        whole = sum(time for *_, time in found)
+        print('\n' + markdown_table(['operator', 'nodes', 'share of the time'],
+                                    [[name, count, f'{time / whole:.1%}'] for name, count, time in found]))
     mebibytes = [size / 2**20 for size in (len(content), os.path.getsize(args.model))]
     print(f'\n{args.output}: {mebibytes[0]:.1f} MiB (float32: {mebibytes[1]:.1f} MiB), '
           f'{len(quantizer.layers) - len(set(args.float_layers))} of {len(quantizer.layers)} layers in INT8, '

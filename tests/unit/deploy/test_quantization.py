@@ -52,12 +52,12 @@ class Pieces(nn.Module):
         return torch.cat((convolved[:, :8] + rest, rest), 1)
 
 
-def partialnet(act='ReLU'):
-    arch = dict(embed_dim=32, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type=act))
+def partialnet(act='ReLU', embed_dim=32):
+    arch = dict(embed_dim=embed_dim, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type=act))
     return PartialNet(arch, out_indices=(3, ), init_cfg=[])
 
 
-NETWORKS = dict(residual=Residual, pieces=Pieces, relu=partialnet, gelu=lambda: partialnet('GELU'))
+NETWORKS = dict(residual=Residual, pieces=Pieces, relu=partialnet, gelu=lambda: partialnet('GELU', 48))
 
 
 def build(name, randomize_norms):
@@ -106,7 +106,7 @@ def test_quantized_network_is_close_and_computes_its_layers_in_bytes(name, dynam
     quantized = quantize(model, calibration())
     assert model.SerializeToString() == before
     given, wanted = run(quantized, images(seed=1)), run(model, images(seed=1))
-    assert error(given, wanted) < .08
+    assert error(given, wanted) < .1
     found = operators(quantized)
     assert not {'Conv', 'Relu6', 'HardSigmoid', 'Erf', 'LayerNorm'} & found.keys()
     # Only the image, which comes with the channels first, and a feature map that is returned are transposed.
@@ -116,7 +116,7 @@ def test_quantized_network_is_close_and_computes_its_layers_in_bytes(name, dynam
         both = run(quantized, values)
         alone = np.concatenate([run(quantized, value[None]) for value in values])
         np.testing.assert_allclose(both, alone, rtol=1e-5, atol=1e-5 * np.abs(alone).max())
-        assert error(both, run(model, values)) < .1
+        assert error(both, run(model, values)) < .12
 
 
 def test_blocks_of_partialnet_stay_in_bytes(randomize_norms):
@@ -231,6 +231,37 @@ def test_subgraphs_and_shapes_read_what_the_float32_graph_had():
     for height in (7, 8):
         values = images(2, 3, height, 9)
         assert error(run(quantized, values), run(model, values)) < .02
+
+
+@pytest.mark.parametrize('padded', [True, False])
+def test_first_layer_takes_the_bytes_of_the_image(padded):
+    """Normalization in float32 of every pixel would cost more than the layer."""
+    rng = np.random.default_rng(0)
+    constants = dict(
+        order=np.array([2, 1, 0]), mean=np.array([90, 120, 140], np.float32)[:, None, None],
+        std=np.array([40, 60, 80], np.float32)[:, None, None], pads=np.array([0, 0, 0, 1, 0, 0, 2, 3]),
+        w=rng.standard_normal((8, 3, 4, 4), dtype=np.float32), b=rng.standard_normal(8, dtype=np.float32))
+    nodes = [helper.make_node('Transpose', [INPUT], ['first'], perm=[0, 3, 1, 2]),
+             helper.make_node('Gather', ['first', 'order'], ['bgr'], axis=1),
+             helper.make_node('Cast', ['bgr'], ['float'], to=onnx.TensorProto.FLOAT),
+             helper.make_node('Sub', ['float', 'mean'], ['centered']),
+             helper.make_node('Div', ['centered', 'std'], ['normalized']),
+             helper.make_node('Shape', ['normalized'], ['shape']),
+             helper.make_node('Pad', ['normalized', 'pads'], ['padded']),
+             helper.make_node('Conv', ['padded' if padded else 'normalized', 'w', 'b'], ['out'], strides=[4, 4])]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, 'graph', [info(INPUT, onnx.TensorProto.UINT8, ['b', 'h', 'w', 3])],
+        [info('out', onnx.TensorProto.FLOAT, None), info('shape', onnx.TensorProto.INT64, [4])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    pictures = [rng.integers(0, 256, (2, 30, 41, 3), dtype=np.uint8) for _ in range(2)]
+    quantized = quantize(model, [{INPUT: pictures[0]}])
+    assert not {'Cast', 'Sub', 'Div', 'QuantizeLinear'} & operators(quantized).keys()
+    assert operators(quantized)['QLinearConv'] == 1 + padded
+    assert error(run(quantized, pictures[1]), run(model, pictures[1])) < .03
+    session = onnxruntime.InferenceSession(quantized.SerializeToString(), providers=['CPUExecutionProvider'])
+    assert session.run(['shape'], {INPUT: pictures[1]})[0].tolist() == [2, 3, 30, 41]
 
 
 def test_what_cannot_be_quantized_is_refused(randomize_norms):
