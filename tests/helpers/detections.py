@@ -21,7 +21,7 @@ ARCH = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type='R
 
 
 def detector_config(name: str, arch: dict | None = None) -> Config:
-    """A config of this repository, ``configs/...``, or one of mmdet with T0 as its backbone; or either with ``arch``."""
+    """A config of this repository, ``configs/...``, or of mmdet with T0 as its backbone; or either with ``arch``."""
     if name.startswith('configs/'):
         cfg = Config.fromfile(ROOT / name)
         cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
