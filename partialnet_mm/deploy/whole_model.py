@@ -163,10 +163,7 @@ def whole_model(model: nn.Module) -> WholeModel:
     Raises:
         ValueError: If the model cannot be expressed by standard operators of ONNX; the message names its class.
     """
-    if any(isinstance(module, SplitGates) for module in model.modules()):
-        raise ValueError('the PartialNet learns its split ratios (token_mixers="dpconv" or "dpconv_ch"), and its '
-                         'layers have no sizes yet: tools/model_converters/dpconv_to_fixed.py makes the network to '
-                         'export')
+    refuse_search(model)
     model = _traceable(copy.deepcopy(model).eval())
     library = next((kind.__module__.partition('.')[0] for kind in type(model).__mro__
                     if kind.__module__.partition('.')[0] in ('mmdet', 'mmseg', 'mmpretrain')), None)
@@ -178,6 +175,14 @@ def whole_model(model: nn.Module) -> WholeModel:
     else:
         network, task = detector_exporter(model)(model), 'detection'
     return WholeModel(Normalize(model.data_preprocessor), network, task).eval()
+
+
+def refuse_search(model: nn.Module) -> None:
+    """Raises a ValueError for a model that still searches for its split ratios."""
+    if any(isinstance(module, SplitGates) for module in model.modules()):
+        raise ValueError('the PartialNet learns its split ratios (token_mixers="dpconv" or "dpconv_ch"), and its '
+                         'layers have no sizes yet: tools/model_converters/dpconv_to_fixed.py makes the network to '
+                         'export')
 
 
 def detector_exporter(model: nn.Module) -> type[nn.Module]:

