@@ -59,14 +59,17 @@ class DeformableTransformer(Detector):
 
     @staticmethod
     def _least_side(model: nn.Module) -> int:
-        """The side of a square image whose feature maps have a pixel for each query."""
+        """The side of a square image whose feature maps have a pixel for each query, and no map a side of one pixel.
+
+        The host places the pixels by ``torch.linspace``, which torch.onnx writes as NaN for a single one.
+        """
         side = 256
         with torch.no_grad():
             strides = [side / level.shape[2] for level in model.extract_feat(torch.zeros(1, 3, side, side))]
-        side = 1
-        while sum((side // stride)**2 for stride in strides) < model.num_queries:
-            side += 1
-        return side
+        least = int(2 * max(strides))
+        while sum((least // stride)**2 for stride in strides) < model.num_queries:
+            least += 1
+        return least
 
     def _tokens(self, images: Tensor, maps: tuple[Tensor, ...], size: Tensor) -> dict[str, Any]:
         """The encoder's input, as ``pre_transformer`` makes it from sizes in Python numbers."""

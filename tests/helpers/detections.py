@@ -21,7 +21,7 @@ ARCH = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type='R
 
 
 def detector_config(name: str, arch: dict | None = None) -> Config:
-    """A config of this repository, ``configs/...``, or one of mmdet with T0 as its backbone; or either with ``arch``."""
+    """A config of this repository, ``configs/...``, or of mmdet with T0 as its backbone; or either with ``arch``."""
     if name.startswith('configs/'):
         cfg = Config.fromfile(ROOT / name)
         cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
@@ -49,28 +49,29 @@ def replace_values(cfg: Config, values: dict) -> Config:
     return cfg
 
 
-def build_detector(cfg: Config, logits: Sequence[str], spread: float = 1.5, mean: float = -2.) -> nn.Module:
+def build_detector(cfg: Config, logits: Sequence[str], deltas: Sequence[str] = ()) -> nn.Module:
     """A detector with torch's first weights. Its scores differ between pixels and images.
 
     Args:
         cfg: The config.
-        logits: Names, in the head, of the layers (or lists of layers) that compute classes.
-        spread: Standard deviation of their outputs. Defaults to 1.5.
-        mean: Mean of their outputs. Defaults to -2.
+        logits: Names, in the head, of the layers (or lists of layers) that compute classes. Their outputs get the mean
+            -2 and the standard deviation 1.5.
+        deltas: Of those that compute boxes, which get 0 and 0.5. Defaults to none: they stay as they are.
     """
     model = build_model(cfg, init=False).eval()
     if hasattr(model, 'level_embed'):  # mmdet leaves it as the memory was
         nn.init.normal_(model.level_embed)
-    layers = [layer for name in logits for layer in model.bbox_head.get_submodule(name).modules()
-              if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    wanted = {layer: statistics for names, statistics in ((logits, (-2., 1.5)), (deltas, (0., 0.5))) for name in names
+              for layer in model.bbox_head.get_submodule(name).modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     seen = {}
     handles = [layer.register_forward_hook(lambda layer, _, output: seen.setdefault(layer, []).append(output))
-               for layer in layers]
+               for layer in wanted]
     for _ in range(2):  # the first scores of a transformer choose the queries of the later ones
         seen.clear()
         predictions(model, noise(2, 192, 256))
         for layer, outputs in seen.items():
-            values = torch.cat([output.transpose(1, -1).flatten(0, -2) for output in outputs])
+            values = torch.cat([output.flatten() for output in outputs])
+            mean, spread = wanted[layer]
             factor = spread / values.std()
             layer.weight.data *= factor
             layer.bias.data = (layer.bias - values.mean()) * factor + mean
