@@ -6,6 +6,9 @@ mmengine's root registries, so that ``type='PartialNet'`` builds in every
 OpenMMLab library. Where torch is not installed, ``partialnet_mm.deploy`` runs
 exported models, and nothing else works.
 """
+import contextlib
+import sys
+
 from .compat import check_environment, has_torch, is_starting
 from .version import __version__
 
@@ -19,6 +22,10 @@ if has_torch() and not is_starting('partialnet_mm.doctor', 'partialnet_mm.deploy
     from .zoo import config_path, list_configs, register_with_mmpretrain
 
     register_with_mmpretrain()
+    # Whoever imported timm before gets the variants in its registry; versions before 1.0 cannot have them.
+    if 'timm' in sys.modules:
+        with contextlib.suppress(ImportError):
+            from . import timm as _timm  # noqa: F401
 
 __all__ = ['PartialNet', '__version__', 'config_path', 'datasets', 'engine', 'list_configs', 'models', 'swap_backbone']
 

@@ -115,8 +115,8 @@ def _find_root() -> Path:
         # The parent folder may belong to another project with its own index and configs.
         if all((root / 'configs' / folder / 'metafile.yml').is_file() for folder in CLASSIFIER_FOLDERS):
             return root
-    raise FileNotFoundError(f"{str(package / '.mim')!r} has no configs: install the package again (pip install "
-                            '--force-reinstall --no-deps partialnet-mm, or pip install -e . in a checkout)')
+    raise FileNotFoundError(f"{str(package / '.mim')!r} has no configs: install the package again, in a "
+                            'clone of its repository: pip install --force-reinstall --no-deps . (or -e .)')
 
 
 def _read_metafiles() -> dict[str, str]:

@@ -117,7 +117,7 @@ def cam_method(name: str = 'gradcam') -> type:
         import pytorch_grad_cam
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f'heat maps need the package grad-cam ({error}): pip install partialnet-mm[benchmark]') from error
+            f'heat maps need the package grad-cam ({error}): pip install grad-cam') from error
     return getattr(pytorch_grad_cam, METHODS[name])
 
 

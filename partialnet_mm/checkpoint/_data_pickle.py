@@ -35,6 +35,8 @@ _STORAGES = {f'torch.{name}Storage': dtype for name, dtype in dict(
     ComplexDouble=torch.complex128, ComplexFloat=torch.complex64).items()}
 _STORAGES['torch.storage.UntypedStorage'] = torch.uint8
 _LOG_BUFFER = f'{HistoryBuffer.__module__}.HistoryBuffer'
+#: The arguments of a command, which timm's trainings save; they are read as a dict.
+_NAMESPACE = 'argparse.Namespace'
 
 
 class Refusal(ValueError):
@@ -239,7 +241,7 @@ class DataPickle:
 
     def _new(self) -> None:
         arguments, name = self._stack.pop(), self._stack.pop()
-        if name != _LOG_BUFFER or not isinstance(name, Reference) or arguments != ():
+        if name not in (_LOG_BUFFER, _NAMESPACE) or not isinstance(name, Reference) or arguments != ():
             _refuse(name if isinstance(name, Reference) else type(name).__name__)
         self._push(self._begin(name))
 
@@ -295,8 +297,11 @@ class DataPickle:
         return nn.Parameter(data.detach(), bool(requires_grad) and data.dtype.is_floating_point)
 
     def _plain_dict(self, content: dict) -> dict:
-        _expect(type(content) is dict, 'a config is made of no dict')
+        _expect(type(content) is dict, 'a config or the arguments of a command are no dict')
         return content
+
+    def _finish_namespace(self, arguments: tuple, state: dict) -> dict:
+        return self._plain_dict(state)
 
     def _set(self, kind: type, items: list = ()) -> set | frozenset:
         _expect(isinstance(items, (list, tuple)), 'a set is made of no list')
@@ -428,6 +433,7 @@ _FINISHERS: dict[str, Callable] = {
     'numpy.dtype': DataPickle._finish_dtype,
     'numpy.ndarray': DataPickle._finish_array,
     _LOG_BUFFER: DataPickle._finish_log_buffer,
+    _NAMESPACE: DataPickle._finish_namespace,
 }
 
 

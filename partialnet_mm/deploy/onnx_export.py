@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from partialnet_mm.deploy.exported_form import exported_form
 from partialnet_mm.deploy.whole_model import AXES, WholeModel
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def require_onnx() -> None:
     """Raises an ImportError with the command that installs what is missing to write and run ONNX models."""
     missing = [name for name in ('onnx', 'onnxruntime') if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"{', '.join(missing)} must be installed to write ONNX: pip install 'partialnet-mm[export]'")
+        raise ImportError(f"{', '.join(missing)} must be installed to write ONNX: pip install {' '.join(missing)}")
 
 
 def to_onnx(network: nn.Module, input_shape: Sequence[int], output_names: Sequence[str],
@@ -156,9 +157,9 @@ def _export(network: nn.Module, images: Tensor, output_names: Sequence[str],
         warnings.simplefilter('ignore')
         path = str(Path(folder) / 'network.onnx')
         try:
-            torch.onnx.export(network, (images, ), path, input_names=[INPUT], output_names=list(output_names),
-                              opset_version=OPSET, dynamic_axes={name: dict(free) for name, free in axes.items()},
-                              **tracing)
+            torch.onnx.export(exported_form(network), (images, ), path, input_names=[INPUT],
+                              output_names=list(output_names), opset_version=OPSET,
+                              dynamic_axes={name: dict(free) for name, free in axes.items()}, **tracing)
         except torch.onnx.errors.OnnxExporterError as error:
             raise ValueError(f'the model cannot be expressed in an ONNX file: {str(error).splitlines()[0]}') from error
         model = onnx.load(path)

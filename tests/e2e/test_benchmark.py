@@ -1,10 +1,12 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The race against the peers: its table, its file, its picture, and what it refuses before anything is timed."""
 import csv
+import importlib.util
 import re
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import NamedTuple
 
 import pytest
@@ -122,6 +124,22 @@ def test_one_reference_for_all(benchmark):
     assert ', bf16, 2 alternating rounds' in result.out
 
 
+@pytest.mark.parametrize('runtime, options', [('onnxruntime', ()), ('onnxruntime', ('--int8', )), ('openvino', ())])
+def test_other_runtimes(benchmark, tmp_path, runtime, options):
+    pytest.importorskip(runtime)
+    mode, numbers = (f'{runtime} INT8', 'INT8') if options else (runtime, 'float32')
+    path = tmp_path / 'figures.csv'
+    result = benchmark('partialnet_t0', 'mobilenetv2_100', '--reference', 'mobilenetv2_100', '--runtime', runtime,
+                       '--csv', path, *options, *SMALL)
+    assert result.status == 0 and 'left out' not in result.err
+    assert [row[2] for row in result.modes[1:]] == [mode] * 2 and result.modes[1][5] == 'mobilenetv2_100'
+    assert float(result.modes[1][4]) > 0 and result.best[0][1] == f'{mode}: format'
+    with path.open() as file:
+        machines = {row['machine'] for row in csv.DictReader(file)}
+    assert machines == {f'{describe_machine("cpu")}, {runtime} {version(runtime)}'}
+    assert f', {runtime} {version(runtime)}, {numbers}, 2 alternating rounds' in result.out
+
+
 def test_a_turn_has_as_many_passes_as_it_is_long(benchmark):
     """One round warms up, two count, one second each; printed is the speed of one pass."""
     start = time.perf_counter()
@@ -184,6 +202,12 @@ def test_what_does_not_compile_costs_nothing_else(benchmark, monkeypatch):
     (('--size', '224', 'x'), "--size takes one or two positive numbers, or 'paper', got 224 x"),
     (('--size', '0'), "--size takes one or two positive numbers, or 'paper', got 0"),
     (('--modes', 'fast'), "invalid choice: 'fast'"),
+    (('--runtime', 'tensorrt'), "invalid choice: 'tensorrt'"),
+    (('--runtime', 'onnxruntime', '--modes', 'channels_last'),
+     '--modes channels_last needs --runtime torch: onnxruntime chooses the memory format'),
+    (('--runtime', 'onnxruntime', '--amp', 'bf16'), '--amp needs --runtime torch'),
+    (('--runtime', 'onnxruntime', '--tf32'), '--tf32 needs --runtime torch'),
+    (('--int8', ), '--int8 needs --runtime onnxruntime, got torch'),
     (('--csv', 'nowhere/a.csv'), "argument --csv: the folder of 'nowhere/a.csv' does not exist"),
     (('--flops-picture', 'nowhere/a.png'), "argument --flops-picture: the folder of 'nowhere/a.png' does not exist"),
     (('--picture', 'a.mp3'), "argument --picture: 'a.mp3' must end in one of ."),
@@ -201,6 +225,13 @@ def test_wrong_input_is_found_before_anything_is_timed(benchmark, options, messa
     result = benchmark(*options, *device)
     assert result.status == 2 and result.out == '' and 'preparing' not in result.err
     assert message in re.sub(r'\s+', ' ', result.err)
+
+
+def test_a_missing_runtime_is_named(benchmark, monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, find=importlib.util.find_spec: (
+        None if name == 'openvino' else find(name)))
+    result = benchmark('--runtime', 'openvino', '--device', 'cpu')
+    assert result.status == 2 and '--runtime openvino: openvino must be installed: pip install openvino' in result.err
 
 
 def test_compiling_needs_a_compiler(benchmark, monkeypatch):

@@ -13,7 +13,8 @@ LOWEST = ('compat', 'config_types', 'datasets', 'preflight', 'version', 'zoo')
 ALLOWED = dict(
     dict.fromkeys(set(LOWEST) - {'preflight'}, ()), checkpoint=('version', 'config_types'),
     preflight=('config_types', ), models=('checkpoint', 'config_types'), doctor=('compat', 'models'),
-    **dict.fromkeys(('analysis', 'converters', 'deploy', 'engine', 'swap_backbone'), ('models', 'checkpoint', *LOWEST)))
+    **dict.fromkeys(('analysis', 'converters', 'deploy', 'engine', 'swap_backbone', 'timm'),
+                    ('models', 'checkpoint', *LOWEST)))
 
 
 def rooms_imported_by(path):

@@ -3,7 +3,8 @@
 
 All batch norms are merged in all networks. The networks run in alternating rounds, so that what slows the machine slows
 all of them. Times are medians and quartiles of the rounds, ratios are medians and quartiles of the ratios of the
-rounds. Detectors run without their post-processing.
+rounds. Detectors run without their post-processing. With --runtime onnxruntime or openvino, the networks are exported
+for the size of the images and run there.
 """
 import argparse
 import copy
@@ -37,6 +38,7 @@ from partialnet_mm.analysis.measure import (
 )
 from partialnet_mm.analysis.paper import Figure, read_figures
 from partialnet_mm.analysis.peers import MergedNorms, build_network, check_name, find_config, merge_network
+from partialnet_mm.deploy.runtimes import RUNTIMES, describe_runtime, in_runtime, require_runtime
 from partialnet_mm.engine.runners.config_file import config_errors, read_config
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
 
@@ -44,9 +46,10 @@ NETWORKS = [f'{family}_{arch}' for arch in ('t0', 't1', 't2', 's', 'm', 'l') for
 #: Peers that the paper's tables do not have.
 MORE_PEERS = ('efficientnet_b2', 'ghostnet_100', 'mmpretrain:shufflenet-v2-1x_16xb64_in1k')
 AMP = {'bf16': torch.bfloat16, 'fp16': torch.float16}
-#: Modes that differ in the memory format alone.
-KINDS = {'eager': ('eager', 'channels_last'), 'torch.compile': ('compile', 'compile_channels_last')}
-MODES = [mode for kind in KINDS.values() for mode in kind]
+#: Modes of torch that differ in the memory format alone; other runtimes choose it by themselves.
+TORCH_KINDS = {'eager': ('eager', 'channels_last'), 'torch.compile': ('compile', 'compile_channels_last')}
+KINDS = {**TORCH_KINDS, **{mode: (mode, ) for mode in (*RUNTIMES, 'onnxruntime INT8')}}
+MODES = [mode for kind in TORCH_KINDS.values() for mode in kind]
 #: Of all families but PartialNet, which is red.
 COLORS = ('#1f77b4', '#ff7f0e', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#7f7f7f', '#bcbd22', '#17becf', '#000080',
           '#004d00', '#000000')
@@ -89,9 +92,14 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument('--size', nargs='+', default=['224'], metavar='N',
                         help="height and width of the images, one number or two (default: 224), or 'paper' for those "
                         "that each network has in the paper's tables, 224 where it is in none")
-    parser.add_argument('--modes', nargs='+', choices=MODES, default=['eager', 'channels_last'],
-                        help='ways to run, each network in each; compile is torch.compile with frozen weights, which '
-                        'takes up to minutes per network (default: eager channels_last)')
+    parser.add_argument('--runtime', choices=('torch', *RUNTIMES), default='torch',
+                        help='what runs the networks (default: torch)')
+    parser.add_argument('--int8', action='store_true',
+                        help='with --runtime onnxruntime, quantize the networks by tools/deployment/quantize_onnx.py, '
+                        'with ranges of random images')
+    parser.add_argument('--modes', nargs='+', choices=MODES,
+                        help='ways to run in torch, each network in each; compile is torch.compile with frozen '
+                        'weights, which takes up to minutes per network (default: eager channels_last)')
     parser.add_argument('--amp', choices=list(AMP), help='autocast to that type (default: float32)')
     parser.add_argument('--tf32', action='store_true',
                         help='on a GPU, compute products and convolutions of float32 in TF32 (default: neither; torch '
@@ -115,7 +123,14 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--size takes one or two positive numbers, or 'paper', got {' '.join(args.size)}")
     peers = [name for peer in args.peers for name in ([*paper_rows(), *MORE_PEERS] if peer == 'all' else [peer])]
     args.networks = list(dict.fromkeys([*args.networks, *peers]))
-    args.modes = list(dict.fromkeys(args.modes))
+    if args.runtime == 'torch':
+        args.modes = list(dict.fromkeys(args.modes or ['eager', 'channels_last']))
+    else:
+        check_runtime(args)
+        args.modes = [f'{args.runtime} INT8' if args.int8 else args.runtime]
+    if args.int8 and args.runtime != 'onnxruntime':
+        raise ValueError(f'--int8 needs --runtime onnxruntime, got {args.runtime}: the quantized models have '
+                         "onnxruntime's own operators")
     if args.reference is not None and args.reference not in args.networks:
         raise ValueError(f'--reference {args.reference!r} is not one of the networks: {", ".join(args.networks)}')
     for name in args.networks:
@@ -123,15 +138,37 @@ def check(args: argparse.Namespace) -> None:
         if name.endswith('.py'):
             read_config(str(find_config(name)))
     compiler = os.environ.get('CXX', 'g++')
-    if args.device == 'cpu' and {*args.modes} & {*KINDS['torch.compile']} and not shutil.which(compiler):
+    if args.device == 'cpu' and {*args.modes} & {*TORCH_KINDS['torch.compile']} and not shutil.which(compiler):
         raise ValueError(f'torch.compile needs the C++ compiler {compiler!r}, which is not on the PATH')
     if args.amp is not None:
         check_amp(args.amp, args.device)
 
 
+def check_runtime(args: argparse.Namespace) -> None:
+    """Raises a ValueError for options of torch, and where the runtime is missing."""
+    if args.modes:
+        raise ValueError(f'--modes {" ".join(args.modes)} needs --runtime torch: {args.runtime} chooses the memory '
+                         'format and compiles by itself')
+    for option, value in (('--amp', args.amp), ('--tf32', args.tf32)):
+        if value:
+            raise ValueError(f'{option} needs --runtime torch: networks run in {args.runtime} in float32, or in INT8')
+    if args.device != 'cpu':
+        raise ValueError(f'--runtime {args.runtime} needs --device cpu, got {args.device}')
+    try:
+        require_runtime(args.runtime)
+    except ImportError as error:
+        raise ValueError(f'--runtime {args.runtime}: {error}') from error
+
+
+def describe(args: argparse.Namespace) -> str:
+    """The machine and what runs on it."""
+    machine = describe_machine(args.device)
+    return machine if args.runtime == 'torch' else f'{machine}, {describe_runtime(args.runtime)}'
+
+
 def number_format(args: argparse.Namespace) -> str:
     """What the networks compute in, for tables."""
-    return args.amp or ('TF32' if args.tf32 else 'float32')
+    return args.amp or ('TF32' if args.tf32 else 'INT8' if args.int8 else 'float32')
 
 
 def check_amp(amp: str, device: str) -> None:
@@ -206,7 +243,9 @@ def measure(networks: dict[str, Network], args: argparse.Namespace) -> Times:
     passes: dict[tuple[str, str], Callable[[], Tensor]] = {}
     for name, mode in progress([(name, mode) for mode in args.modes for name in networks], 'preparing and compiling'):
         try:
-            passes[name, mode] = prepare(networks[name], mode, args.amp)
+            network = networks[name]
+            passes[name, mode] = (prepare(network, mode, args.amp) if args.runtime == 'torch' else
+                                  in_runtime(network.model, network.images, args.runtime, args.int8))
         except Exception as error:  # any, from the compiler: the other networks can be measured
             Console(stderr=True).print(f'{name} is left out of {mode}: {type(error).__name__}: {error}',
                                        style='yellow', markup=False)
@@ -245,7 +284,7 @@ def rows_of(times: Times, networks: dict[str, Network], args: argparse.Namespace
             images_per_second=1e3 * args.batch / ms.median, reference=reference if compared else None,
             ratio=over and over.median, ratio_low=over and over.low, ratio_high=over and over.high,
             norms_merged=norms.merged, norms_left=norms.left, rounds=args.rounds,
-            paper_top1=printed and printed.top1, machine=describe_machine(args.device)))
+            paper_top1=printed and printed.top1, machine=describe(args)))
     return rows
 
 
@@ -328,7 +367,7 @@ def draw_pictures(times: Times, networks: dict[str, Network], kind: str, args: a
         medians = {name: statistics.median(times[name, mode]) for name in known
                    if (mode := best_mode(times, name, kind))}
         label = 'throughput (images/s)' if args.batch > 1 else 'latency of one image (ms)'
-        title = (f'{describe_machine(args.device)}, {kind}, faster memory format of each, batch {args.batch}, '
+        title = (f'{describe(args)}, {kind}, faster memory format of each, batch {args.batch}, '
                  f'{number_format(args)}')
         draw([(known[name].printed, args.batch / median if args.batch > 1 else 1e3 * median)
               for name, median in medians.items()], f'{label}, measured', title, args.picture)
@@ -362,7 +401,7 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-    print(f'{describe_machine(args.device)}, {number_format(args)}, {args.rounds} alternating rounds\n')
+    print(f'{describe(args)}, {number_format(args)}, {args.rounds} alternating rounds\n')
     print_modes(rows)
     print_best(times, networks, args)
     kind = next(kind for kind in KINDS if any(mode in args.modes for mode in KINDS[kind]))

@@ -76,7 +76,7 @@ def test_every_method_runs(method):
 
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, 'pytorch_grad_cam', None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install partialnet-mm\[benchmark\]'):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install grad-cam'):
         cam_method()
 
 

@@ -1,0 +1,118 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""The merged form by plain convolutions, for runtimes that work on feature maps in blocks of channels.
+
+In PyTorch on a CPU, a merged block is quickest by matrix products with the channels last. onnxruntime and OpenVINO
+compute convolutions in layouts of their own, into which they fuse activations and sums. Between matrix products they
+would have to reorder every feature map.
+"""
+import copy
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models._folding import conv_of
+from ..models.gates import MergedStatisticsGate
+from ..models.merged_block import MergedBlock
+from ..models.patconv import MergedChannelAttention
+
+
+class ExportedBlock(nn.Module):
+    """A :class:`MergedBlock` that computes the same by convolutions with the channels first.
+
+    The last convolution has C + 1 output channels, of which one is the logit of PAT_sp (appendix, Fig. 1 (d)).
+
+    Args:
+        block: Stays as it is.
+    """
+
+    @torch.no_grad()
+    def __init__(self, block: MergedBlock) -> None:
+        super().__init__()
+        mixer, (conv1, act, conv2) = block.token_mixer, block.mlp.values()
+        self.token_mixer = ExportedChannelAttention(mixer) if isinstance(mixer, MergedChannelAttention) else mixer
+        self.mixer_residual = block.mixer_residual
+        weight, bias, self.shift = conv2.weight, conv2.bias, None
+        if block.spatial_attention is not None:
+            self.shift, logit = block.spatial_attention.shift, block.spatial_attention.logit_conv
+            weight, bias = torch.cat((weight, logit.weight)), torch.cat((bias, logit.bias))
+            # Attended channels, the others where there are some, and the logit.
+            attended = self.shift.shape[1]
+            self.split_sizes = tuple(size for size in (attended, len(weight) - 1 - attended, 1) if size)
+        self.mlp = nn.Sequential(OrderedDict(
+            conv1=conv_of(nn.Conv2d, conv1, conv1.weight, conv1.bias), act=act,
+            conv2=conv_of(nn.Conv2d, conv2, weight, bias)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        mixed = self.token_mixer(x)
+        if self.mixer_residual:
+            x = mixed = x + mixed
+        mixed = self.mlp(mixed)
+        if self.shift is None:
+            return x + mixed
+        attended, *rest, logit = mixed.split(self.split_sizes, dim=1)
+        attended = attended * F.hardsigmoid(logit) + self.shift
+        return x + (torch.cat((attended, *rest), dim=1) if rest else attended)
+
+
+class ExportedChannelAttention(nn.Module):
+    """A :class:`MergedChannelAttention` with the channels first.
+
+    Args:
+        mixer: Stays as it is.
+    """
+
+    def __init__(self, mixer: MergedChannelAttention) -> None:
+        super().__init__()
+        self.split_sizes, self.attend_all, self.conv = mixer.split_sizes, mixer.attend_all, mixer.conv
+        self.gate = mixer.gate
+        if isinstance(mixer.gate, MergedStatisticsGate):
+            self.gate = ExportedStatisticsGate(mixer.gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        convolved, attended = x.split(self.split_sizes, dim=1)
+        if self.attend_all:
+            x = torch.cat((self.conv(convolved), attended), dim=1)
+            return x * self.gate(x)
+        return torch.cat((self.conv(convolved), attended * self.gate(attended)), dim=1)
+
+
+class ExportedStatisticsGate(nn.Module):
+    """A :class:`MergedStatisticsGate` with the channels first.
+
+    Args:
+        gate: Stays as it is.
+    """
+
+    def __init__(self, gate: MergedStatisticsGate) -> None:
+        super().__init__()
+        self.conv = gate.conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
+        mean = x.mean((2, 3), keepdim=True)
+        squares = (x - mean).square().sum((2, 3), keepdim=True)
+        deviation = (squares / max(x.shape[2] * x.shape[3] - 1, 1)).sqrt()
+        return F.hardsigmoid(self.conv(torch.cat((mean, deviation), dim=3)))
+
+
+def exported_form(network: nn.Module) -> nn.Module:
+    """A copy of a network in which each :class:`MergedBlock` is an :class:`ExportedBlock`.
+
+    Args:
+        network: In evaluation mode. It stays as it is.
+
+    Returns:
+        The network itself where it has no merged block.
+    """
+    if not any(isinstance(module, MergedBlock) for module in network.modules()):
+        return network
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, MergedBlock):
+                setattr(parent, name, ExportedBlock(child).eval())
+    return network
