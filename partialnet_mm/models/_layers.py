@@ -34,10 +34,10 @@ class GlobalConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C_in, K_h, K_w) to (B, C_out, 1, 1)."""
-        # In the memory format of the weight, which is copied otherwise.
-        order = (0, 1, 2, 3) if self.weight.is_contiguous() else (0, 2, 3, 1)
-        x, weight = (tensor.permute(order).flatten(1) for tensor in (x, self.weight))
-        return F.linear(x, weight, self.bias)[:, :, None, None]
+        weight = self.weight
+        if not weight.is_contiguous():  # a weight in channels_last would be copied
+            x, weight = x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
+        return F.linear(x.flatten(1), weight.flatten(1), self.bias)[:, :, None, None]
 
 
 def hard_sigmoid(x: Tensor) -> Tensor:
