@@ -13,8 +13,10 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# torch 2.1 does not have it; its compiler leaves checkpoint() to eager execution.
-is_compiling = getattr(torch.compiler, 'is_compiling', bool)
+# torch 2.1 has no public one that is quick to import.
+is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling
+# The compiler of torch 2.1 leaves checkpoint() to eager execution.
+compiles_checkpoint = getattr(torch.compiler, 'is_compiling', bool)
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -34,7 +36,10 @@ class GlobalConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C_in, K_h, K_w) to (B, C_out, 1, 1)."""
-        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+        weight = self.weight
+        if not weight.is_contiguous():  # a weight in channels_last would be copied
+            x, weight = x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
+        return F.linear(x.flatten(1), weight.flatten(1), self.bias)[:, :, None, None]
 
 
 def hard_sigmoid(x: Tensor) -> Tensor:
@@ -117,7 +122,7 @@ def checkpointed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Ten
     Returns:
         Its output, with the gradients of the plain call.
     """
-    if is_compiling():
+    if compiles_checkpoint():
         return checkpoint(function, x, use_reentrant=False)
     return checkpoint(function, x, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), _kept_statistics(module)))
@@ -146,7 +151,7 @@ def recomputed(module: nn.Module, function: Callable[..., Tensor], *inputs: Tens
     Returns:
         Its output, with the gradients of the plain call.
     """
-    if not (module.recompute and module.training and torch.is_grad_enabled()) or is_compiling():
+    if not (module.recompute and module.training and torch.is_grad_enabled()) or compiles_checkpoint():
         return function(normalize, *inputs)
     return checkpoint(functools.partial(function, _NormalizeTwice()), *inputs, use_reentrant=False)
 

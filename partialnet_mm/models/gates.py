@@ -15,10 +15,7 @@ from torch.autograd.function import FunctionCtx
 
 from ._arguments import build_with
 from ._folding import conv_of, fold_after, norm_affine, require_plain, weight_and_bias
-from ._layers import GlobalConv2d, hard_sigmoid, normalize
-
-# torch 2.1 has no public one that is quick to import.
-is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling
+from ._layers import GlobalConv2d, hard_sigmoid, is_compiling, normalize
 
 #: Short names of the gates, the paper's own first.
 GATES = dict(gaussian='GaussianGate', srm='SRMGate', se='SEGate', eca='ECAGate', cbam='CBAMGate')
@@ -48,22 +45,24 @@ def build_gate(gate: str | dict, channels: int, norm_cfg: dict = dict(type='BN')
     return build_with(gate, dict(channels=channels), dict(norm_cfg=norm_cfg))
 
 
-def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
+def mean_and_deviation(x: Tensor) -> Tensor:
     """Mean and unbiased standard deviation of each channel, by passes that are vectorized on a CPU.
 
     Args:
         x: (B, C, H, W), quickest in ``channels_last``.
 
     Returns:
-        (B, C) each, float32 for an input of half precision. The deviation of
+        (B, C, 1, 2), float32 for an input of half precision. The deviation of
         a single pixel is 0.
     """
-    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+    # With the channels last: torch.export does not follow other strides of a slice in symbolic sizes.
+    pixels = x.permute(0, 2, 3, 1)
     # The difference is float32, too. The compiler of torch 2.1 does not follow torch.promote_types.
-    mean = pixels.mean(1, keepdim=True, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    variance = (pixels - mean).square().sum(1) / max(pixels.shape[1] - 1, 1)
+    mean = pixels.mean((1, 2), keepdim=True, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    variance = (pixels - mean).square().sum((1, 2), keepdim=True) / max(x.shape[2] * x.shape[3] - 1, 1)
     # The root of 0 has no gradient.
-    return mean.squeeze(1), variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+    deviation = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+    return torch.cat((mean, deviation), dim=1).permute(0, 3, 2, 1)
 
 
 class MeanAndDeviation(torch.autograd.Function):
@@ -73,16 +72,17 @@ class MeanAndDeviation(torch.autograd.Function):
     forward = staticmethod(mean_and_deviation)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs, *output)
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_mean: Tensor, grad_std: Tensor) -> Tensor:
-        x, mean, std = ctx.saved_tensors
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        x, output = ctx.saved_tensors
         count = x.shape[2] * x.shape[3]
+        (mean, std), (grad_mean, grad_std) = output.split(1, dim=3), grad.split(1, dim=3)
         least = 2 * torch.finfo(std.dtype).tiny**0.5
         slope = torch.where(std > least, grad_std / std.clamp_min(least), 0) / max(count - 1, 1)
-        shift, mean, slope = (values.to(x.dtype)[:, :, None, None] for values in (grad_mean / count, mean, slope))
+        shift, mean, slope = (values.to(x.dtype) for values in (grad_mean / count, mean, slope))
         return torch.addcmul(shift, x - mean, slope)
 
 
@@ -99,9 +99,8 @@ class _StatisticsGate(nn.Module):
         """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
         # Exporters follow plain operators, and a compiler chooses by itself what it keeps.
         keeps_less = self.training and not is_compiling()
-        mean_and_std = MeanAndDeviation.apply(x) if keeps_less else mean_and_deviation(x)
-        statistics = torch.stack(mean_and_std, dim=2).to(x.dtype)
-        return hard_sigmoid(normalize(self.norm, self.conv(statistics.unsqueeze(2))))
+        statistics = MeanAndDeviation.apply(x) if keeps_less else mean_and_deviation(x)
+        return hard_sigmoid(normalize(self.norm, self.conv(statistics.to(x.dtype))))
 
     def merged(self) -> nn.Module:
         """The inference form, with the norm folded into the convolution."""
@@ -124,8 +123,7 @@ class MergedStatisticsGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
-        statistics = torch.stack(mean_and_deviation(x), dim=2).to(x.dtype)
-        return F.hardsigmoid(self.conv(statistics.unsqueeze(2)))
+        return F.hardsigmoid(self.conv(mean_and_deviation(x).to(x.dtype)))
 
 
 @MODELS.register_module()

@@ -50,7 +50,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C_in, H, W) to (B, C_out, H // stride, W // stride)."""
-        if self.train_folded:
+        if self.train_folded and not is_compiling():
             return folded_downsample(self, x)
         return normalize(self.norm, self.conv(x))
 
@@ -153,7 +153,8 @@ class PartialNetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
-        mix = partial(folded_block, self) if self.train_folded else self.mix
+        # A compiler gets the plain form: it fuses the norms with what is around them, and chooses what it keeps.
+        mix = partial(folded_block, self) if self.train_folded and not is_compiling() else self.mix
         if self.with_cp and self.training:
             return checkpointed(self, mix, x)
         return mix(x)
@@ -276,7 +277,8 @@ class PartialNet(BaseModule):
             convolutions, as functions of the parameters. Outputs and
             gradients stay the same to rounding, with less memory and time.
             Needs ``norm_eval`` and batch norms; 'auto': where both are set.
-            Evaluation computes as without it. Defaults to False.
+            Evaluation computes as without it, and so does ``torch.compile``,
+            which fuses the norms by itself. Defaults to False.
 
     Raises:
         ValueError: If an argument is outside its range, or a name unknown.

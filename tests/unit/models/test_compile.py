@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.backends.registry import lookup_backend
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from partialnet_mm.models import PartialNet, PartialNetBlock, PartialNetBlockV2
 from partialnet_mm.models.merged_block import MergedBlock
+from partialnet_mm.models.partialnet import Downsample
 from partialnet_mm.models.token_mixers import build_token_mixer
 from tests.helpers.networks import ALL, relative_error
 
@@ -129,6 +131,19 @@ def test_inductor(form, tiny_arch, randomize_norms):
     backbone = in_form(randomize_norms(PartialNet(tiny_arch, out_indices=ALL)), form)
     # Other kernels sum in another order.
     assert_compiles(backbone, form, [(2, 3, 64, 96)], dynamic=False, backend='inductor', tolerance=1e-3)
+
+
+@pytest.mark.parametrize('mixer', ['pat_ch', pytest.param('pat_sf', marks=pytest.mark.slow)])
+def test_folded_training_compiles_the_plain_form(mixer, randomize_norms):
+    """The compiled plain block has outputs and gradients of the folded one in eager mode."""
+    layers = nn.Sequential(Downsample(16, 16, 2), build_block(mixer))
+    randomize_norms(layers).train()
+    for module in layers.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    for layer in layers:
+        layer.train_folded = True
+    assert_compiles(layers, 'train', [(2, 16, 12, 10)], dynamic=False, backend='eager')
 
 
 def test_merged_mlps_are_matrix_products():

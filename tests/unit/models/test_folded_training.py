@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmengine.model import ExponentialMovingAverage
 from PIL import Image
 from torch import nn
 from torch.autograd import gradcheck
@@ -131,6 +132,24 @@ def test_evaluation_and_state_dict_are_those_of_the_plain_form(pair):
     folded.switch_to_deploy()
     assert relative_error(folded(x), plain(x)) < 1e-5
     assert relative_error(folded.train()(x), plain(x)) < 1e-5
+
+
+def test_an_averaged_copy(pair):
+    """As EMAHook keeps it: it computes in both modes with the averaged weights."""
+    plain, folded = pair(dtype=torch.float64)
+    average = ExponentialMovingAverage(folded, momentum=0.25)
+    average.update_parameters(folded)
+    before = copy.deepcopy(folded.state_dict())
+    with torch.no_grad():
+        for parameter in folded.parameters():
+            parameter.mul_(1.5)
+    average.update_parameters(folded)
+    torch.testing.assert_close(average.module.state_dict()['stages.2.0.mlp.conv1.weight'],
+                               before['stages.2.0.mlp.conv1.weight'] * 1.125)
+    plain.load_state_dict(average.module.state_dict())
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    for mode in (True, False):
+        assert relative_error(average.module.train(mode)(x), plain.train(mode)(x)) < 1e-12
 
 
 # Memory.

@@ -1,11 +1,11 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""Batch norms that get one value per channel."""
+"""Batch norms that get one value per channel, and convolutions that are matrix products."""
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from partialnet_mm.models._layers import normalize
+from partialnet_mm.models._layers import GlobalConv2d, PointwiseConv2d, normalize
 
 
 @pytest.mark.parametrize('norm_type', [nn.BatchNorm2d, nn.SyncBatchNorm])
@@ -35,3 +35,13 @@ def test_other_norms_are_applied_as_they_are():
     assert torch.equal(normalize(norm, x), norm(x))
     with pytest.raises(ValueError, match='more than 1 value per channel'):
         normalize(nn.BatchNorm2d(4, track_running_stats=False), x)
+
+
+@pytest.mark.parametrize('of_weight', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('of_input', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('layer, size', [(GlobalConv2d(6, 4, (1, 2)), (1, 2)), (GlobalConv2d(6, 4, (3, 2)), (3, 2)),
+                                         (PointwiseConv2d(6, 4, 1), (5, 3))], ids=['1 x 2', '3 x 2', 'pointwise'])
+def test_products_are_convolutions_in_any_memory_format(layer, size, of_input, of_weight):
+    layer = layer.double().to(memory_format=of_weight)
+    x = torch.randn(3, 6, *size, dtype=torch.float64).contiguous(memory_format=of_input)
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias))
