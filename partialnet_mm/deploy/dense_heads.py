@@ -156,7 +156,8 @@ def divisor_of_sizes(model: nn.Module) -> int:
     if getattr(model.data_preprocessor, 'pad_size_divisor', 1) % stride:
         try:
             with torch.no_grad():
-                model.extract_feat(torch.zeros(1, 3, 2 * stride + 1, 3 * stride + 1))
+                # An odd number of pixels in the finer maps.
+                model.extract_feat(torch.zeros(1, 3, stride * 11 // 4, stride * 15 // 4))
         except RuntimeError:
             return stride
     return 1

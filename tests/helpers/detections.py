@@ -127,7 +127,8 @@ def finder(whole: WholeModel, onnx_file: bool) -> Callable[[float], Callable[[Te
         if file is None:
             whole.network.score_threshold.fill_(threshold)
             return whole
-        (initializer, ) = [tensor for tensor in file.graph.initializer if tensor.name.endswith('score_threshold')]
-        initializer.CopyFrom(onnx.numpy_helper.from_array(np.float32(threshold), initializer.name))
+        for initializer in file.graph.initializer:
+            if initializer.name.endswith('score_threshold'):
+                initializer.CopyFrom(onnx.numpy_helper.from_array(np.float32(threshold), initializer.name))
         return functools.partial(run_session, session_of(file))
     return with_threshold

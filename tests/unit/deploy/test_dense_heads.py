@@ -78,10 +78,10 @@ def test_options_of_the_test(test_cfg):
     whole = whole_model(model)
     images = noise(2, 160, 224)
     assert min(compare(whole, model, images)) > 0
-    changed = [len(found) for found in predictions(model, images)]
+    changed = [found.scores.sum() for found in predictions(model, images)]
     model.bbox_head.test_cfg.update(min_bbox_size=0, nms_pre=1000, max_per_img=100,
                                     nms=dict(type='nms', iou_threshold=0.5))
-    assert [len(found) for found in predictions(model, images)] != changed
+    assert [found.scores.sum() for found in predictions(model, images)] != changed
 
 
 @pytest.mark.parametrize('name, changes, message', [
@@ -107,12 +107,13 @@ def test_operators_that_onnx_lacks_are_named():
         whole_to_onnx(whole_model(model))
 
 
-@pytest.mark.parametrize('name, size, divisor', [
-    ('configs/rtmdet/rtmdet_partialnet_s_300e.py', 1, 32), ('configs/rtmdet/rtmdet_partialnet_s_custom.py', 1, 1),
-    (RETINANET, 1, 1)])
-def test_sizes_that_the_host_takes(name, size, divisor):
-    network = whole_model(build_model(detector_config(name, ARCH), init=False)).network
-    assert (network.min_size, network.divisor) == (size, divisor)
+@pytest.mark.parametrize('kind, padding, divisor', [('RTMDet', 1, 32), ('RTMDet', 32, 1), ('RetinaNet', 1, 1)])
+def test_sizes_that_the_host_takes(kind, padding, divisor):
+    """RTMDet's neck adds maps of neighbouring strides, and fails if one has an odd number of pixels."""
+    model = small_detector(kind)
+    model.data_preprocessor.pad_size_divisor = padding
+    network = whole_model(model).network
+    assert (network.min_size, network.divisor) == (1, divisor)
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_classes_by_softmax():
 
 @pytest.mark.parametrize('name, message', [
     ('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py', 'DeformableDETR with as_two_stage=False'),
-    ('ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py', 'DDQDETRHead .* has a predict_by_feat of its own'),
+    ('ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py', 'DDQDETRHead .* has a predict_by_feat, forward of its own'),
     ('detr/detr_r50_8xb2-150e_coco.py', 'DETRHead cannot be expressed'),
 ])
 def test_refuses_what_it_does_not_express(name, message):
