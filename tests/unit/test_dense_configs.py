@@ -5,7 +5,7 @@ import torch
 from mmengine.config import Config
 
 from partialnet_mm import PartialNet
-from partialnet_mm.models import partialnet
+from partialnet_mm.models import _layers
 from tests.helpers.batches import loss_of, predictions_of, random_batch, shrink
 from tests.helpers.config_differences import MISSING, SGD_TO_ADAMW, differences, settings_of
 from tests.helpers.libraries import ROOT, build_model, parameters_without_gradient, shipped_config
@@ -157,7 +157,7 @@ def test_trains_every_parameter_and_predicts(name, monkeypatch):
     """A config that keeps the statistics of its checkpoint logs that it has none here."""
     cfg = load(name)
     logged = []
-    monkeypatch.setattr(partialnet, 'print_log', lambda text, **_: logged.append(text))
+    monkeypatch.setattr(_layers, 'print_log', lambda text, **_: logged.append(text))
     # Random weights, and no block dropped by chance.
     cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
     shrink(cfg.model)

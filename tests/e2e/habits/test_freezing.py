@@ -5,7 +5,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 
-from partialnet_mm.models import partialnet
+from partialnet_mm.models import _layers
 
 
 class Witness(Hook):
@@ -59,11 +59,11 @@ def test_frozen_stages_through_trainings_and_validations(build_runner, block, pr
 
 def test_norm_eval_keeps_statistics_and_trains_the_rest(build_runner, monkeypatch):
     logged = []
-    monkeypatch.setattr(partialnet, 'print_log', lambda text, **_: logged.append(text))
+    monkeypatch.setattr(_layers, 'print_log', lambda text, **_: logged.append(text))
     runner = build_runner('norm_eval.py', train_cfg__max_epochs=2)
     witness = Witness(runner)
     runner.train()
-    assert len(logged) == 1 and 'no checkpoint was loaded' in logged[0]
+    assert len(logged) == 1 and 'no checkpoint had statistics' in logged[0]
     changed, _ = witness.changed(runner)
     backbone = runner.model.backbone
     # The norms of returned feature maps have no pretraining, and train.
