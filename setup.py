@@ -58,11 +58,11 @@ setup(
     keywords='computer vision, backbone, object detection, instance segmentation',
     packages=find_packages(include=['partialnet_mm', 'partialnet_mm.*']),
     python_requires='>=3.10',
-    # Either set brings mmengine and mmcv under names of its own, so only torch can be asked for here;
-    # importing the package checks the rest.
-    install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4'],
+    # The predictor ('runtime') needs no torch. Either set ('onedl', 'openmmlab') brings torch, mmengine and mmcv under
+    # names of its own; importing the package checks them.
+    install_requires=['numpy'],
     extras_require={
-        name: read_requirements(name) for name in ('onedl', 'openmmlab', 'test', 'benchmark', 'export')
+        name: read_requirements(name) for name in ('onedl', 'openmmlab', 'runtime', 'test', 'benchmark', 'export')
     },
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,

@@ -3,16 +3,17 @@
 
 Importing this package checks the environment and registers PartialNet in
 mmengine's root registries, so that ``type='PartialNet'`` builds in every
-OpenMMLab library.
+OpenMMLab library. Where torch is not installed, ``partialnet_mm.deploy`` runs
+exported models, and nothing else works.
 """
 import contextlib
 import sys
 
-from .compat import check_environment, is_starting_doctor
+from .compat import check_environment, has_torch, is_starting
 from .version import __version__
 
-# The doctor also reports where the rest cannot be imported.
-if not is_starting_doctor():
+# The doctor also reports where the rest cannot be imported; the predictor needs none of it.
+if has_torch() and not is_starting('partialnet_mm.doctor', 'partialnet_mm.deploy'):
     check_environment()
 
     from . import datasets, engine, models
@@ -27,3 +28,11 @@ if not is_starting_doctor():
             from . import timm as _timm  # noqa: F401
 
 __all__ = ['PartialNet', '__version__', 'config_path', 'datasets', 'engine', 'list_configs', 'models', 'swap_backbone']
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__ and not has_torch():
+        raise ImportError(f'partialnet_mm.{name} needs torch, which is not installed; without it, only '
+                          'partialnet_mm.deploy works. python -m partialnet_mm.doctor lists all that is missing, and '
+                          'the commands that install it')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

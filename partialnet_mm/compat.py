@@ -29,6 +29,7 @@ REQUIREMENTS = (
     Requirement('torch', '2.1', '3', ('torch', ), needed=True),
     Requirement('mmengine', '0.10', '1', ('onedl-mmengine', 'mmengine', 'mmengine-lite'), needed=True),
     Requirement('mmcv', '2.0.1', '3', ('onedl-mmcv', 'mmcv', 'mmcv-lite'), needed=True),
+    Requirement('safetensors', '0.4', '1', ('safetensors', ), needed=True),
     Requirement('mmdet', '3.2', '4', ('onedl-mmdetection', 'mmdet'), needed=False),
     Requirement('mmseg', '1.2', '2', ('onedl-mmsegmentation', 'mmsegmentation'), needed=False),
     Requirement('mmpretrain', '1.2', '2', ('onedl-mmpretrain', 'mmpretrain'), needed=False),
@@ -55,7 +56,7 @@ def find_problems() -> list[str]:
     problems = []
     onedl = sorted(d for found in owners.values() for d in found if d.startswith('onedl-'))
     openmmlab = sorted(d for r in REQUIREMENTS for d in owners[r.module]
-                       if not d.startswith('onedl-') and d != 'torch')
+                       if not d.startswith('onedl-') and d not in ('torch', 'safetensors'))
     if onedl and openmmlab:
         problems.append(
             f'both sets of packages are in one environment ({", ".join(onedl)} and {", ".join(openmmlab)}): they write '
@@ -86,10 +87,15 @@ def check_environment() -> None:
         raise ImportError('partialnet_mm cannot work in this environment:\n' + '\n'.join(f'- {p}' for p in problems))
 
 
-def is_starting_doctor() -> bool:
-    """Whether this is ``python -m partialnet_mm.doctor``, for which Python imports the package first."""
+def has_torch() -> bool:
+    """Whether torch is installed, be it broken; where it is not, only :mod:`partialnet_mm.deploy` works."""
+    return importlib.util.find_spec('torch') is not None
+
+
+def is_starting(*modules: str) -> bool:
+    """Whether this is ``python -m`` with one of some modules, for which Python imports the package first."""
     # sys.argv[0] is '-m' while Python locates the module.
-    return sys.argv[:1] == ['-m'] and 'partialnet_mm.doctor' in sys.orig_argv
+    return sys.argv[:1] == ['-m'] and any(module in sys.orig_argv for module in modules)
 
 
 def _missing_ops(owners: dict[str, dict[str, str]]) -> str | None:

@@ -36,6 +36,7 @@ IMPOSSIBLE_NECKS = {
 }
 IMPOSSIBLE_HEADS = {'DDRHead': 'it reads outputs that DDRNet has in training only',
                     'PIDHead': 'it reads outputs that PIDNet has in training only'}
+BATCH_NORMS = ('BN', 'SyncBN')
 #: Optimizer constructors that know the layers of a few backbones by name, and raise an error for others.
 FOREIGN_LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
 
@@ -113,7 +114,7 @@ def swap_backbone(cfg: Config, arch: str | dict = 's', checkpoint: str | None = 
                          f'{tuple(stages.values())}, which have the strides of the old feature maps: leave it out')
     for reader in readers:
         reader.write(new.channels, stages)
-    _log_old_options(old)
+    _log_old_options(old, settings)
     model.backbone = settings
     _write_encoder(cfg.model, model)
 
@@ -149,7 +150,7 @@ def measure_backbone(cfg: dict, scope: str = 'mmengine', in_channels: int = 3) -
             backbone = MODELS.build(settings)
             backbone.eval()  # returns None in mmdet's ResNet
         except Exception as error:  # any, from any library
-            cause = '' if scope != 'mmengine' else (
+            cause = '' if scope != 'mmengine' or not isinstance(error, KeyError) else (
                 ". The config has no default_scope, by which its types are found: set it to 'mmdet', 'mmseg' or "
                 "'mmpretrain'")
             raise ValueError(f'the backbone {_type_of(cfg)} cannot be built: {error}{cause}') from error
@@ -245,14 +246,18 @@ def _write_encoder(whole: dict, model: dict) -> None:
         whole.image_encoder = [model.backbone, *(necks if isinstance(necks, (list, tuple)) else [necks])]
 
 
-def _log_old_options(old: dict) -> None:
-    """Logs what the old backbone has, and PartialNet could have, or has otherwise."""
-    lost = {key: old[key] for key in ('with_cp', 'frozen_stages') if old.get(key) not in (None, False, -1)}
+def _log_old_options(old: dict, new: dict) -> None:
+    """Logs what the old backbone had and PartialNet could have, and norms of another kind."""
+    lost = {key: old[key] for key in ('with_cp', 'frozen_stages', 'drop_path_rate')
+            if old.get(key) not in (None, False, -1, 0.) and key not in new}
     if lost:
         _log(f'options of the old backbone that PartialNet does not get: {lost}; to set them: backbone={lost}',
              logging.INFO)
-    norm = type_name((old.get('norm_cfg') or {}).get('type', 'BN'))
-    if norm.removeprefix('MM') not in ('BN', 'SyncBN'):
+    if old.get('norm_eval') and not new.get('norm_eval'):
+        _log('norm_eval=True of the old backbone was removed: the norms of random weights must be trained',
+             logging.INFO)
+    norm, now = (type_name((settings.get('norm_cfg') or {}).get('type', 'BN')) for settings in (old, new))
+    if norm.removeprefix('MM') not in BATCH_NORMS and now in BATCH_NORMS:
         _log(f'the norm of the backbone was {norm} and is a batch norm now; few images per GPU need norm_eval=True and '
              'a checkpoint')
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains under Slurm, one process per GPU.
 #
-# usage: [GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=5 SRUN_ARGS=...] tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of tools/train.py]
+# usage: [GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=5 CHECK=1 SRUN_ARGS=...] tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of tools/train.py]
 set -euo pipefail
 usage() { sed -n '4s/^# //p' "$0" >&2; exit 2; }
 [ $# -ge 3 ] || usage

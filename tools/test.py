@@ -103,13 +103,16 @@ def without_file_name(cfg: Config) -> Config:
     return Config({key: cfg[key] for key in cfg if isinstance(cfg[key], plain)})
 
 
-def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
-    """The config of a command line, after all checks that need no model; tools/env/launch.py calls this, too."""
+def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace, starts_here: bool = True) -> Config:
+    """The config of a command line, after all checks that need no model; tools/env/launch.py calls this, too.
+
+    A machine where no process starts, such as Slurm's login node, needs no GPU.
+    """
     if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
         parser.error(f'checkpoint {args.checkpoint!r} does not exist')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must end in .pkl or .pickle, got {args.out!r}')
-    cfg = load_runner_config(parser, args, splits=('test', ))
+    cfg = load_runner_config(parser, args, ('test', ), starts_here)
     cfg.load_from = args.checkpoint
     cfg.resume = False  # it is True in the config that a resumed training saves in its work folder
     if not cfg.get('test_dataloader'):

@@ -35,14 +35,17 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     return parser, parser.parse_args()
 
 
-def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
-    """The config of a command line, after all checks that need no model; tools/env/launch.py calls this, too."""
-    if args.amp and not torch.cuda.is_available():
+def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace, starts_here: bool = True) -> Config:
+    """The config of a command line, after all checks that need no model; tools/env/launch.py calls this, too.
+
+    A machine where no process starts, such as Slurm's login node, needs no GPU.
+    """
+    if args.amp and starts_here and not torch.cuda.is_available():
         parser.error('--amp needs a GPU, and torch sees none')
     if args.resume not in (None, 'auto') and '://' not in args.resume and not os.path.exists(args.resume):
         parser.error(f'--resume: checkpoint {args.resume!r} does not exist; without a name, --resume goes on from the '
                      'newest in the work folder')
-    cfg = load_runner_config(parser, args, SPLITS)
+    cfg = load_runner_config(parser, args, SPLITS, starts_here)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

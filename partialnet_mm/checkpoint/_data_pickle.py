@@ -297,7 +297,7 @@ class DataPickle:
         return nn.Parameter(data.detach(), bool(requires_grad) and data.dtype.is_floating_point)
 
     def _plain_dict(self, content: dict) -> dict:
-        _expect(type(content) is dict, 'a config is made of no dict')
+        _expect(type(content) is dict, 'a config or the arguments of a command are no dict')
         return content
 
     def _finish_namespace(self, arguments: tuple, state: dict) -> dict:

@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from ..config_types import type_name
-from .errors import CheckpointError, MissingCheckpointError
+from .errors import PRETRAINING_HINT, CheckpointError, MissingCheckpointError
 from .hashed_name import check_hashed_name
 from .layouts import (
     around_backbone,
@@ -88,9 +88,8 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
     """
     if '://' not in checkpoint and not os.path.exists(checkpoint):
         raise MissingCheckpointError(
-            f'init_cfg.checkpoint {checkpoint!r} does not exist. Get it by pretraining with configs/pretrain, '
-            'name another file (--cfg-options model.backbone.init_cfg.checkpoint=FILE), or start from random '
-            'weights with a config for that: configs/mask_rcnn/partialnet_t0_scratch.py, partialnet_s_scratch.py')
+            f'init_cfg.checkpoint {checkpoint!r} does not exist; name another file by --cfg-options '
+            f'model.backbone.init_cfg.checkpoint=FILE. {PRETRAINING_HINT}')
     # An address is fetched to a file first, which is read as data, too.
     with get_local_path(checkpoint) as path:
         check_hashed_name(path, checkpoint)

@@ -19,6 +19,8 @@ class Detector(nn.Module):
 
     #: Names of the outputs.
     outputs: tuple[str, ...] = ('boxes', 'scores', 'labels')
+    #: Height and width of an image, before padding, that the host needs at least, and of which it takes multiples.
+    min_size, divisor = 1, 1
 
     def __init__(self, model: nn.Module, score_threshold: float) -> None:
         super().__init__()

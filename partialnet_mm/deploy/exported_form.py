@@ -6,7 +6,6 @@ compute convolutions in layouts of their own, into which they fuse activations a
 would have to reorder every feature map.
 """
 import copy
-from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +20,16 @@ from ..models.patconv import MergedChannelAttention
 class ExportedBlock(nn.Module):
     """A :class:`MergedBlock` that computes the same by convolutions with the channels first.
 
-    The last convolution has C + 1 output channels, of which one is the logit of PAT_sp (appendix, Fig. 1 (d)).
+    The MLP ends in a convolution for the channels that PAT_sp weights, and one for the others. The logit is one more
+    output of the first (appendix, Fig. 1 (d)).
 
     Args:
         block: Stays as it is.
     """
+
+    #: Outputs that the logit takes, all zero but one: runtimes divide feature maps in blocks of as many channels, and
+    #: OpenVINO splits whole blocks quicker than single channels.
+    block_size = 8
 
     @torch.no_grad()
     def __init__(self, block: MergedBlock) -> None:
@@ -33,28 +37,31 @@ class ExportedBlock(nn.Module):
         mixer, (conv1, act, conv2) = block.token_mixer, block.mlp.values()
         self.token_mixer = ExportedChannelAttention(mixer) if isinstance(mixer, MergedChannelAttention) else mixer
         self.mixer_residual = block.mixer_residual
+        self.mlp = nn.ModuleDict(dict(conv1=conv_of(nn.Conv2d, conv1, conv1.weight, conv1.bias), act=act))
         weight, bias, self.shift = conv2.weight, conv2.bias, None
         if block.spatial_attention is not None:
             self.shift, logit = block.spatial_attention.shift, block.spatial_attention.logit_conv
-            weight, bias = torch.cat((weight, logit.weight)), torch.cat((bias, logit.bias))
-            # Attended channels, the others where there are some, and the logit.
-            attended = self.shift.shape[1]
-            self.split_sizes = tuple(size for size in (attended, len(weight) - 1 - attended, 1) if size)
-        self.mlp = nn.Sequential(OrderedDict(
-            conv1=conv_of(nn.Conv2d, conv1, conv1.weight, conv1.bias), act=act,
-            conv2=conv_of(nn.Conv2d, conv2, weight, bias)))
+            self.split_sizes = (self.shift.shape[1], 1, self.block_size - 1)
+            first, _, padding = self.split_sizes
+            if first < len(weight):
+                self.mlp['conv2_rest'] = conv_of(nn.Conv2d, conv2, weight[first:], bias[first:])
+            weight = torch.cat((weight[:first], logit.weight, weight.new_zeros(padding, *weight.shape[1:])))
+            bias = torch.cat((bias[:first], logit.bias, bias.new_zeros(padding)))
+        self.mlp['conv2'] = conv_of(nn.Conv2d, conv2, weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
         mixed = self.token_mixer(x)
         if self.mixer_residual:
             x = mixed = x + mixed
-        mixed = self.mlp(mixed)
-        if self.shift is None:
-            return x + mixed
-        attended, *rest, logit = mixed.split(self.split_sizes, dim=1)
-        attended = attended * F.hardsigmoid(logit) + self.shift
-        return x + (torch.cat((attended, *rest), dim=1) if rest else attended)
+        hidden = self.mlp['act'](self.mlp['conv1'](mixed))
+        mixed = self.mlp['conv2'](hidden)
+        if self.shift is not None:
+            attended, logit, _ = mixed.split(self.split_sizes, dim=1)
+            mixed = attended * F.hardsigmoid(logit) + self.shift
+            if 'conv2_rest' in self.mlp:
+                mixed = torch.cat((mixed, self.mlp['conv2_rest'](hidden)), dim=1)
+        return x + mixed
 
 
 class ExportedChannelAttention(nn.Module):

@@ -18,18 +18,19 @@ class _NonMaxSuppression(torch.autograd.Function):
     """Selected (image, 0, candidate) (K, 3) from boxes (B, N, 4) and scores (B, 1, N)."""
 
     @staticmethod
-    def forward(ctx: Any, boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    def forward(ctx: Any, boxes: Tensor, scores: Tensor, iou_threshold: float, most: int | None) -> Tensor:
         from torchvision.ops import nms
         selected = [torch.zeros(0, 3, dtype=torch.long)]
         for image, (boxes_of_image, (scores_of_image, )) in enumerate(zip(boxes, scores)):
             rows = (scores_of_image > UNUSED).nonzero().flatten()
-            rows = rows[nms(boxes_of_image[rows], scores_of_image[rows], iou_threshold)]
+            rows = rows[nms(boxes_of_image[rows], scores_of_image[rows], iou_threshold)[:most]]
             selected.append(torch.stack([torch.full_like(rows, image), torch.zeros_like(rows), rows], 1))
         return torch.cat(selected)
 
     @staticmethod
-    def symbolic(g: Any, boxes: Any, scores: Any, iou_threshold: float) -> Any:
-        limits = [torch.tensor([torch.iinfo(torch.int64).max]), torch.tensor([iou_threshold]), torch.tensor([UNUSED])]
+    def symbolic(g: Any, boxes: Any, scores: Any, iou_threshold: float, most: int | None) -> Any:
+        most = torch.iinfo(torch.int64).max if most is None else most
+        limits = [torch.tensor([most]), torch.tensor([iou_threshold]), torch.tensor([UNUSED])]
         return g.op('NonMaxSuppression', boxes, scores, *[g.op('Constant', value_t=limit) for limit in limits])
 
 
@@ -139,7 +140,10 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold
         taking_part = torch.where(scores[..., None] > UNUSED, boxes, torch.zeros_like(boxes))
         # Moved by more than the largest coordinate, boxes of different groups do not meet.
         separate = boxes + (groups.to(boxes) * (taking_part.amax((1, 2))[:, None] + 1))[..., None]
-    selected = _NonMaxSuppression.apply(separate, scores[:, None], iou_threshold)
+    # mmcv lets boxes with a negative width or height be; onnxruntime would exchange their corners.
+    corners = separate.split(2, 2)
+    separate = torch.cat([corners[0], torch.maximum(*corners)], 2)
+    selected = _NonMaxSuppression.apply(separate, scores[:, None], iou_threshold, most)
     flat = selected[:, 0] * scores.shape[1] + selected[:, 2]
     kept = torch.zeros_like(scores).flatten().scatter(0, flat, torch.ones_like(flat, dtype=scores.dtype))
     remaining = torch.where(kept.reshape(scores.shape) > 0, scores, torch.full_like(scores, UNUSED))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from partialnet_mm.deploy.detector import require_methods
+from partialnet_mm.deploy.detector import Detector, require_methods
 from partialnet_mm.models import PartialNet, SplitGates
 
 #: The exporter of each head, as module and class below partialnet_mm.deploy; subclasses have that of their base. A head
@@ -15,6 +15,10 @@ from partialnet_mm.models import PartialNet, SplitGates
 DETECTORS = {
     'StandardRoIHead': ('two_stage', 'TwoStage'),
     'CascadeRoIHead': ('two_stage', 'TwoStage'),
+    'GFLHead': ('dense_heads', 'GeneralizedFocal'),
+    'YOLOXHead': ('dense_heads', 'YOLOX'),
+    'BaseDenseHead': ('dense_heads', 'SingleStage'),
+    'DeformableDETRHead': ('detr', 'DeformableTransformer'),
 }
 #: The free axes of each output and their names.
 AXES = dict(
@@ -195,7 +199,8 @@ def detector_exporter(model: nn.Module) -> type[nn.Module]:
 
 def min_size(model: nn.Module) -> int:
     """Height and width that an image has at least, before padding, for a whole model or backbone."""
-    least = max((module.min_size for module in model.modules() if isinstance(module, PartialNet)), default=1)
+    least = max((module.min_size for module in model.modules() if isinstance(module, (PartialNet, Detector))),
+                default=1)
     normalize = next((module for module in model.modules() if isinstance(module, Normalize)), None)
     if normalize is not None and min(normalize.padded_size or [normalize.divisor]) >= least:
         return 1

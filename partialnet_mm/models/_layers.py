@@ -1,12 +1,14 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """Small layers and helpers: matrix products as convolutions, norms of one value, recomputation in training."""
 import functools
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from mmengine.dist import get_world_size
+from mmengine.logging import print_log
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -64,6 +66,35 @@ def normalize(norm: nn.Module, x: Tensor) -> Tensor:
             finally:
                 norm.train()
     return norm(x)
+
+
+def check_statistics(norms: Iterable[nn.Module], owner: str, scratch: str) -> bool:
+    """Logs a warning if batch norms that keep their statistics in training have no others than the initial ones.
+
+    The statistics themselves are read: a resume, load_from and the user's own code load them, too. mmengine's loggers
+    write a warning once, so many layers of one kind give one line.
+
+    Args:
+        norms: The norms of a module with ``norm_eval``, at a training step.
+        owner: How the message calls the module.
+        scratch: Where a config for random weights is, after a comma; may be empty.
+
+    Returns:
+        False for tensors without values, of torch's meta device or FakeTensorMode, otherwise True.
+    """
+    try:
+        initial = [not norm.running_mean.any() and bool((norm.running_var == 1).all())
+                   for norm in norms if norm.running_mean is not None]
+    except RuntimeError:
+        return False
+    if initial and all(initial):
+        print_log(
+            f'norm_eval=True, but no checkpoint had statistics for the batch norms of {owner}: all have mean 0 and '
+            'variance 1, and keep them, so the network trains WITHOUT NORMALIZATION and learns worse. Load a '
+            "pretrained checkpoint (init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone.'), or "
+            f'load_from), or train from random weights with norm_eval=False{scratch}',
+            logger='current', level=logging.WARNING)
+    return True
 
 
 def has_no_hooks(module: nn.Module) -> bool:

@@ -1,13 +1,11 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The network: stem and merging layers, MLP, the two blocks, and the PartialNet backbone, in this order."""
-import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
@@ -25,7 +23,7 @@ from ._arguments import named_arguments
 from ._checks import check_backbone
 from ._folded_training import folded_block, folded_downsample
 from ._folding import conv_of, fold_after, local_norm, norm_affine, require_plain, weight_and_bias
-from ._layers import checkpointed, has_no_hooks, is_compiling, normalize, recomputed
+from ._layers import check_statistics, checkpointed, has_no_hooks, is_compiling, normalize, recomputed
 from .dpconv.fixed_ratios import searched_layers
 from .merged_block import MergedBlock
 from .patconv import PartialSpatialAttention
@@ -415,7 +413,8 @@ class PartialNet(BaseModule):
             raise ValueError(f'PartialNet needs images of shape (B, {self.in_channels}, H, W) with H and W of at '
                              f'least {self.min_size}, got {tuple(x.shape)}')
         if self.norm_eval and self.training and not self._statistics_checked and not is_compiling():
-            self._check_statistics()
+            self._statistics_checked = check_statistics(
+                self._pretrained_norms(), 'PartialNet', ', as configs/mask_rcnn/partialnet_t0_scratch.py does')
         outs = []
         contiguous = x.is_contiguous()
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
@@ -443,22 +442,6 @@ class PartialNet(BaseModule):
         """The batch norms of all layers: those that a checkpoint of the pretraining has statistics for."""
         for layers in (self.downsample_layers, self.stages):
             yield from (module for module in layers.modules() if isinstance(module, _BatchNorm))
-
-    def _check_statistics(self) -> None:
-        # The statistics themselves are read: a resume, load_from and the user's own code load them, too.
-        try:
-            initial = [not norm.running_mean.any() and bool((norm.running_var == 1).all())
-                       for norm in self._pretrained_norms() if norm.running_mean is not None]
-        except RuntimeError:  # tensors without values, of torch's meta device or FakeTensorMode
-            return
-        self._statistics_checked = True
-        if initial and all(initial):
-            print_log(
-                'norm_eval=True, but no checkpoint was loaded: all batch norms of PartialNet have mean 0 and variance '
-                '1, and keep them, so the network trains WITHOUT NORMALIZATION and learns worse. Load a pretrained '
-                "checkpoint (init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone.'), or load_from), or "
-                'train from random weights with norm_eval=False, as configs/mask_rcnn/partialnet_t0_scratch.py does',
-                logger='current', level=logging.WARNING)
 
     def _freeze_stages(self) -> None:
         frozen: list[nn.Module] = []

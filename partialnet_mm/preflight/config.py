@@ -84,6 +84,12 @@ def dicts_with(node: object, key: str) -> Iterator[ConfigDict]:
         yield from dicts_with(child, key)
 
 
+def several_files(ann_file: Sequence) -> str:
+    """What is wrong with a list as ``ann_file``, which mmdet took before version 3."""
+    return (f'ann_file is {list(ann_file)}, but it takes one file: several go into a ConcatDataset, '
+            "dict(type='ConcatDataset', datasets=[dict(...), dict(...)])")
+
+
 def image_folders(dataset: dict) -> list[str]:
     """Folders that a data set reads images or annotations from, by its config."""
     folders = []
@@ -369,8 +375,7 @@ def _failed(where: str, error: Exception) -> Finding:
 
 def _refusal(leaf: dict, error: Exception) -> str:
     if isinstance(leaf.get('ann_file'), (list, tuple)):
-        return (f'ann_file is {list(leaf["ann_file"])}, but it takes one file: several go into a ConcatDataset, '
-                "dict(type='ConcatDataset', datasets=[dict(...), dict(...)])")
+        return several_files(leaf['ann_file'])
     return f'{type(error).__name__}: {shortened(error)}'
 
 

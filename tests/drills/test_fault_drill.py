@@ -23,10 +23,9 @@ def test_some_of_each_fault():
     check(results)
 
 
+@pytest.mark.slow
 @pytest.mark.two_processes
-@pytest.mark.parametrize('name', [
-    'one told to leave in validation',
-    *(pytest.param(name, marks=pytest.mark.slow) for name in TWO_PROCESSES if 'validation' not in name)])
+@pytest.mark.parametrize('name', TWO_PROCESSES)
 def test_some_of_each_fault_of_two_processes(name):
     results = dict(run_faults(0.1, seed=1, names=[name]))
     assert list(results) == [name]

@@ -124,19 +124,20 @@ def test_one_reference_for_all(benchmark):
     assert ', bf16, 2 alternating rounds' in result.out
 
 
-@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
-def test_other_runtimes(benchmark, tmp_path, runtime):
+@pytest.mark.parametrize('runtime, options', [('onnxruntime', ()), ('onnxruntime', ('--int8', )), ('openvino', ())])
+def test_other_runtimes(benchmark, tmp_path, runtime, options):
     pytest.importorskip(runtime)
+    mode, numbers = (f'{runtime} INT8', 'INT8') if options else (runtime, 'float32')
     path = tmp_path / 'figures.csv'
     result = benchmark('partialnet_t0', 'mobilenetv2_100', '--reference', 'mobilenetv2_100', '--runtime', runtime,
-                       '--csv', path, *SMALL)
+                       '--csv', path, *options, *SMALL)
     assert result.status == 0 and 'left out' not in result.err
-    assert [row[2] for row in result.modes[1:]] == [runtime] * 2 and result.modes[1][5] == 'mobilenetv2_100'
-    assert float(result.modes[1][4]) > 0 and result.best[0][1] == f'{runtime}: format'
+    assert [row[2] for row in result.modes[1:]] == [mode] * 2 and result.modes[1][5] == 'mobilenetv2_100'
+    assert float(result.modes[1][4]) > 0 and result.best[0][1] == f'{mode}: format'
     with path.open() as file:
         machines = {row['machine'] for row in csv.DictReader(file)}
     assert machines == {f'{describe_machine("cpu")}, {runtime} {version(runtime)}'}
-    assert f', {runtime} {version(runtime)}, float32, 2 alternating rounds' in result.out
+    assert f', {runtime} {version(runtime)}, {numbers}, 2 alternating rounds' in result.out
 
 
 def test_a_turn_has_as_many_passes_as_it_is_long(benchmark):

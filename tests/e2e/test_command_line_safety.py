@@ -12,17 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.libraries import ROOT
+from tests.helpers.tool_scripts import run_main
+
 CONFIG = 'configs/pretrain/partialnet_t0_in1k.py'
 
 
 def environment(**more):
     return dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', **more)
-
-
-def run(*command):
-    return subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env=environment())
 
 
 @pytest.fixture(scope='module')
@@ -68,16 +65,16 @@ def save_pickle(content, path):
 
 @pytest.mark.parametrize('tool, save', [
     ('test', save_zip), ('train', save_legacy), pytest.param('test', save_pickle, marks=pytest.mark.slow)])
-def test_nothing_of_a_malicious_checkpoint_runs(tmp_path, data_options, tool, save):
+def test_nothing_of_a_malicious_checkpoint_runs(tmp_path, data_options, tool, save, monkeypatch, capsys):
     trap = tmp_path / 'it_ran'
     save(dict(state_dict=dict(), meta=Malicious(trap)), tmp_path / 'bad.pth')
     common = ['--work-dir', tmp_path / 'work', '--cfg-options', *data_options]
     if tool == 'test':
-        done = run(sys.executable, 'tools/test.py', CONFIG, tmp_path / 'bad.pth', *common)
+        status = run_main(monkeypatch, 'tools/test.py', CONFIG, tmp_path / 'bad.pth', *common)
     else:
-        done = run(sys.executable, 'tools/train.py', CONFIG, *common, f'load_from={tmp_path / "bad.pth"}')
-    assert done.returncode == 2
-    assert 'bad.pth' in done.stderr and '--trust-checkpoint' in done.stderr, done.stderr[-2000:]
+        status = run_main(monkeypatch, 'tools/train.py', CONFIG, *common, f'load_from={tmp_path / "bad.pth"}')
+    said = capsys.readouterr().err
+    assert status == 2 and 'bad.pth' in said and '--trust-checkpoint' in said, said[-2000:]
     assert not trap.exists()
 
 
@@ -87,28 +84,28 @@ def test_the_trap_is_real(tmp_path):
     assert (tmp_path / 'it_ran').is_dir()
 
 
-def test_an_address_needs_the_flag(tmp_path, data_options):
-    done = run(sys.executable, 'tools/test.py', CONFIG, 'https://localhost:1/x.pth', '--work-dir', tmp_path,
-               '--cfg-options', *data_options)
-    assert done.returncode == 2
-    assert "'https://localhost:1/x.pth' is an address: download it" in done.stderr
+def test_an_address_needs_the_flag(tmp_path, data_options, monkeypatch, capsys):
+    assert run_main(monkeypatch, 'tools/test.py', CONFIG, 'https://localhost:1/x.pth', '--work-dir', tmp_path,
+                    '--cfg-options', *data_options) == 2
+    assert "'https://localhost:1/x.pth' is an address: download it" in capsys.readouterr().err
 
 
-def test_broken_data_stops_before_training(tmp_path, data_options):
+def test_broken_data_stops_before_training(tmp_path, data_options, monkeypatch, capsys):
     wrong = [option for option in data_options if not option.startswith('model.head')]
-    done = run(sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work', '--cfg-options', *wrong)
-    assert done.returncode == 2
-    assert 'ERROR number of classes (1)' in done.stderr and '--skip-preflight' in done.stderr
-    assert not (tmp_path / 'work').exists()
+    work = tmp_path / 'work'
+    assert run_main(monkeypatch, 'tools/train.py', CONFIG, '--work-dir', work, '--cfg-options', *wrong) == 2
+    said = capsys.readouterr().err
+    assert 'ERROR number of classes (1)' in said and '--skip-preflight' in said
+    assert not work.exists()
 
 
 @pytest.mark.two_processes
 @pytest.mark.parametrize('number', [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_dist_train_passes_the_status_on_and_resumes(tmp_path, data_options, number):
+def test_dist_train_passes_the_status_on_and_resumes(tmp_path, data_options, number, monkeypatch):
     command = ['tools/dist_train.sh', CONFIG, '1', '--work-dir', str(tmp_path), '--cfg-options', *data_options]
     process = subprocess.Popen([*command, 'train_cfg.max_epochs=300'], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, env=environment())
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not list(tmp_path.glob('epoch_*.pth')) and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(number)
@@ -117,9 +114,11 @@ def test_dist_train_passes_the_status_on_and_resumes(tmp_path, data_options, num
     assert 'leaving with status 75' in output
     saved = Path((tmp_path / 'last_checkpoint').read_text()).stem
     epochs = int(saved.split('_')[1])
-    resumed = run(*command[:3], '--resume', *command[3:], f'train_cfg.max_epochs={epochs + 1}')
-    assert resumed.returncode == 0, (resumed.stdout + resumed.stderr)[-3000:]
-    assert f'{saved}.pth' in resumed.stdout + resumed.stderr
+    before = set(tmp_path.glob('*/*.log'))
+    assert run_main(monkeypatch, 'tools/train.py', CONFIG, '--resume', '--work-dir', tmp_path, '--cfg-options',
+                    *data_options, f'train_cfg.max_epochs={epochs + 1}') == 0
+    log, = set(tmp_path.glob('*/*.log')) - before
+    assert f'{saved}.pth' in log.read_text()
     assert (tmp_path / f'epoch_{epochs + 1}.pth').exists()
 
 

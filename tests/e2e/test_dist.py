@@ -113,6 +113,8 @@ def launch(monkeypatch, capsys):
     ('2 tools/train.py {config} --cfg-options foo', "'foo' is not KEY=VALUE"),
     ('2 tools/train.py {config} --resume nowhere.pth', "--resume: checkpoint 'nowhere.pth' does not exist"),
     ('2 tools/train.py {config} --cfg-options load_from=nowhere.pth', "checkpoint 'nowhere.pth' does not exist"),
+    ('2 tools/train.py configs/faster_rcnn/faster_rcnn_partialnet_t0_custom.py --cfg-options checkpoint=nowhere.pth',
+     'by --cfg-options checkpoint=FILE, or leave it out to start from random weights'),
     ('2 tools/train.py {config} --cfg-options model.neck.init_cfg.type=Pretrained '
      'model.neck.init_cfg.checkpoint=nowhere.pth', 'by --cfg-options model.neck.init_cfg.checkpoint=FILE'),
     ('2 tools/train.py {config} --cfg-options train_dataloader.dataset.data_root={tmp}/none',

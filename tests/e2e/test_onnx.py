@@ -1,16 +1,22 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
-"""tools/deployment/export_onnx.py: ONNX files of any library's models, right at sizes that were not traced."""
+"""tools/deployment/export_onnx.py and test_onnx.py: ONNX files of any library's models, right at any size."""
 import importlib.util
 import json
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
-from partialnet_mm.deploy import onnx_export
-from partialnet_mm.deploy.onnx_export import differences, to_onnx
-from tests.helpers.libraries import ROOT
+from partialnet_mm import swap_backbone
+from partialnet_mm.analysis.build import build_model
+from partialnet_mm.deploy import comparison, onnx_export
+from partialnet_mm.deploy.onnx_export import differences, to_onnx, whole_to_onnx
+from partialnet_mm.deploy.whole_model import as_host_batch, whole_model
+from partialnet_mm.models import merge_model
+from tests.helpers.libraries import ROOT, shipped_config
 from tests.helpers.tiny_models import CLASSES, write_checkpoint, write_config
 from tests.helpers.tool_scripts import run_main
 
@@ -18,20 +24,33 @@ onnxruntime = pytest.importorskip('onnxruntime')
 TOOL = 'tools/deployment/export_onnx.py'
 ARCH = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=2, act_cfg=dict(type='GELU'))
 SHAPES = ((1, 3, 64, 96), (3, 3, 225, 193), (2, 3, 33, 800))
+#: (B, H, W) of whole models.
+SIZES = ((1, 64, 96), (3, 225, 193), (2, 33, 200), (1, 128, 128), (2, 97, 32))
 
 
 @pytest.fixture
 def export(monkeypatch, tmp_path, randomize_norms):
     """Exports a tiny model of a kind; returns the model as its checkpoint has it, and the file's session."""
 
-    def run(kind, *options):
+    def run(kind, *options, **changes):
         config = write_config(kind, tmp_path / f'{kind}.py', ARCH)
+        for name, value in changes.items():
+            config.write_text(f'{config.read_text()}{name} = {value!r}\n')
         model = write_checkpoint(kind, config, tmp_path / f'{kind}.pth', randomize_norms)
         assert run_main(monkeypatch, TOOL, config, tmp_path / f'{kind}.pth', '--output', tmp_path / 'out.onnx',
                         *options) == 0
         return model, onnxruntime.InferenceSession(str(tmp_path / 'out.onnx'), providers=['CPUExecutionProvider'])
 
     return run
+
+
+def random_images(seed, *shape):
+    return torch.randint(0, 256, (*shape, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+@torch.no_grad()
+def host_test(model, images):
+    return model.test_step(as_host_batch(images, model.data_preprocessor))
 
 
 @torch.no_grad()
@@ -53,34 +72,83 @@ def metadata_of(session):
 def test_classifier(export, capsys):
     model, session = export('classifier')
     said = capsys.readouterr().out
-    assert said.count('largest difference') == 3 and 'merged, images -> logits' in said
-    assert [output.name for output in session.get_outputs()] == ['logits']
-    for shape in SHAPES:
-        assert_equal(session, lambda images: model(images, mode='tensor'), shape)
+    assert said.count('largest difference') == 3 and 'merged, images -> probabilities' in said
+    assert [output.name for output in session.get_outputs()] == ['probabilities']
+    for seed, shape in enumerate(SIZES):
+        images = random_images(seed, *shape)
+        found, = session.run(None, {'images': images.numpy()})
+        wanted = torch.stack([sample.pred_score for sample in host_test(model, images)]).numpy()
+        assert np.abs(found - wanted).max() < 1e-5
     metadata = metadata_of(session)
-    assert json.loads(metadata['mean']) == [123.675, 116.28, 103.53]
-    assert json.loads(metadata['std']) == [58.395, 57.12, 57.375]
-    assert metadata['channel_order'] == 'RGB' and json.loads(metadata['merged']) is True
-    assert json.loads(metadata['input_shape']) == ['batch', 3, 'height', 'width']
-    assert json.loads(metadata['classes']) == list(CLASSES['classifier'])
+    assert np.allclose(json.loads(metadata['mean']), [123.675, 116.28, 103.53])
+    assert np.allclose(json.loads(metadata['std']), [58.395, 57.12, 57.375])
+    assert metadata['channel_order'] == 'RGB' and metadata['form'] == 'merged'
+    assert metadata['task'] == 'classification' and json.loads(metadata['classes']) == list(CLASSES['classifier'])
+    assert [step['type'] for step in json.loads(metadata['preprocessing'])] == ['resize_edge', 'center_crop']
     assert metadata['config'] == 'classifier.py' and metadata['checkpoint'] == 'classifier.pth'
+
+
+def test_detector_of_masks(export, capsys, tmp_path):
+    """A hundred objects per image at five sizes; and none, where no score is above the threshold."""
+    model, session = export('detector', model=dict(test_cfg=dict(
+        rpn=dict(max_per_img=100), rcnn=dict(score_thr=0., max_per_img=100))))
+    assert capsys.readouterr().out.count('objects differ, ') == 3
+    names = [output.name for output in session.get_outputs()]
+    assert names == ['boxes', 'scores', 'labels', 'masks']
+    model.roi_head.test_cfg.score_thr = 0.
+    most = 0
+    for seed, shape in enumerate(SIZES):
+        images = random_images(seed, *shape)
+        found = dict(zip(names, session.run(None, {'images': images.numpy()})))
+        assert found['labels'].dtype == np.int64 and found['masks'].shape == (*found['labels'].shape, 28, 28)
+        for index, sample in enumerate(host_test(model, images)):
+            wanted = sample.pred_instances
+            number = len(wanted)
+            assert (found['labels'][index][number:] == -1).all() and not found['scores'][index][number:].any()
+            assert np.abs(found['scores'][index][:number] - wanted.scores.numpy()).max() < 1e-4
+            # Equal scores may come in another order.
+            same = (np.abs(found['boxes'][index][:number] - wanted.bboxes.numpy()).max(1) < 0.05) & (
+                found['labels'][index][:number] == wanted.labels.numpy())
+            assert same.mean() > 0.95
+            most = max(most, number)
+    assert most == 100
+
+    file = onnx.load(tmp_path / 'out.onnx')
+    threshold, = (value for value in file.graph.initializer if value.name.endswith('score_threshold'))
+    threshold.raw_data = np.float32(1).tobytes()
+    empty = onnxruntime.InferenceSession(file.SerializeToString()).run(None, {'images': images.numpy()})
+    assert [values.shape for values in empty] == [(2, 0, 4), (2, 0), (2, 0), (2, 0, 28, 28)]
+
+
+def test_segmentor(export, capsys):
+    model, session = export('segmentor')
+    assert capsys.readouterr().out.count('largest difference') == 3
+    for seed, shape in enumerate(SIZES):
+        images = random_images(seed, *shape)
+        class_map, = session.run(None, {'images': images.numpy()})
+        assert class_map.dtype == np.uint8 and class_map.shape == shape
+        wanted = torch.stack([sample.pred_sem_seg.data[0] for sample in host_test(model, images)]).numpy()
+        assert (class_map == wanted).mean() > 0.999 and len(np.unique(wanted)) > 1
+    metadata = metadata_of(session)
+    assert metadata['task'] == 'segmentation' and json.loads(metadata['classes']) == list(CLASSES['segmentor'])
+    assert metadata['channel_order'] == 'BGR' and json.loads(metadata['min_size']) == 32
 
 
 @pytest.mark.slow
 def test_backbone_of_a_detector(export):
-    model, session = export('detector', '--no-deploy', '--shape', 65, 64)
+    model, session = export('detector', '--backbone', '--no-deploy', '--shape', 65, 64)
     assert [output.name for output in session.get_outputs()] == [f'stage{i}' for i in range(1, 5)]
     for shape in SHAPES:
         assert_equal(session, model.backbone, shape)
     metadata = metadata_of(session)
     assert json.loads(metadata['strides']) == [4, 8, 16, 32]
     assert json.loads(metadata['channels']) == [16, 32, 64, 128]
-    assert metadata['channel_order'] == 'RGB' and json.loads(metadata['merged']) is False
-    assert 'classes' not in metadata
+    assert metadata['channel_order'] == 'RGB' and metadata['form'] == 'trainable'
+    assert json.loads(metadata['input_shape']) == ['batch', 3, 'height', 'width'] and 'classes' not in metadata
 
 
 def test_one_size(export, capsys):
-    model, session = export('segmentor', '--static', '--shape', 32, 50)
+    model, session = export('segmentor', '--backbone', '--static', '--shape', 32, 50)
     assert session.get_inputs()[0].shape == [1, 3, 32, 50]
     assert capsys.readouterr().out.count('largest difference') == 1
     assert_equal(session, model.backbone, (1, 3, 32, 50))
@@ -95,7 +163,7 @@ def test_backbone_of_a_classifier(export, capsys):
 
 
 @pytest.mark.parametrize('options, message', [
-    (['--shape', 31, 64], '--shape must be at least 32 32'),
+    (['--backbone', '--shape', 31, 64], '--shape must be at least 32 32'),
     (['--output', 'nowhere/out.onnx'], "nowhere' does not exist"),
     (['--output', 'taken.onnx'], "'taken.onnx' is not written: it exists. --force overwrites it"),
     (['--cfg-options', 'model.backbone.token_mixers=dpconv'], 'dpconv_to_fixed.py'),
@@ -109,12 +177,20 @@ def test_refused_before_work_is_lost(options, message, monkeypatch, tmp_path, ca
     assert not (tmp_path / 'out.onnx').exists() and (tmp_path / 'taken.onnx').read_text() == 'kept'
 
 
-def test_config_without_partialnet(monkeypatch, tmp_path, capsys):
+def test_backbone_of_a_config_without_partialnet(monkeypatch, tmp_path, capsys):
     pytest.importorskip('mmpretrain')
     config = ROOT / 'configs' / 'patconv' / 'resnet50_cifar10.py'
-    assert run_main(monkeypatch, TOOL, config, '--output', tmp_path / 'out.onnx') == 2
+    assert run_main(monkeypatch, TOOL, config, '--backbone', '--output', tmp_path / 'out.onnx') == 2
     assert 'nothing was written: the model of the config (ImageClassifier) holds no PartialNet' in (
         capsys.readouterr().err)
+
+
+def test_detector_that_cannot_be_expressed(monkeypatch, tmp_path, capsys):
+    config = write_config('detector', tmp_path / 'config.py', ARCH)
+    assert run_main(monkeypatch, TOOL, config, '--output', tmp_path / 'out.onnx', '--cfg-options',
+                    'model.test_cfg.rcnn.nms.type=soft_nms') == 2
+    assert "nothing was written: test_cfg.nms.type is 'soft_nms'" in ' '.join(capsys.readouterr().err.split())
+    assert not (tmp_path / 'out.onnx').exists()
 
 
 def test_checkpoint_of_another_network(monkeypatch, tmp_path, capsys, randomize_norms):
@@ -139,14 +215,36 @@ def test_packages_that_are_missing_are_named(monkeypatch, tmp_path, capsys):
 
 def test_file_that_differs_is_not_written(monkeypatch, tmp_path, capsys):
     config = write_config('classifier', tmp_path / 'config.py', ARCH)
-    monkeypatch.setattr(onnx_export, 'differences', lambda model, network, shapes: [float('nan')])
-    assert run_main(monkeypatch, TOOL, config, '--output', tmp_path / 'out.onnx', '--static', '--shape', 64, 64) == 1
+    monkeypatch.setattr(onnx_export, 'relative_difference', lambda outputs, wanted: float('nan'))
+    assert run_main(monkeypatch, TOOL, config, '--output', tmp_path / 'out.onnx', '--backbone', '--static', '--shape',
+                    64, 64) == 1
     assert 'nothing was written: onnxruntime differs from PyTorch' in capsys.readouterr().err
     assert not (tmp_path / 'out.onnx').exists()
 
 
-@pytest.mark.skipif(onnx_export._has_graph_exporter() and importlib.util.find_spec('onnxscript') is None,
-                    reason='onnxscript is not installed')
+@pytest.fixture(params=['detector', 'segmentor'])
+def other_models(request, tmp_path, randomize_norms):
+    """Two models of a kind that differ in their last layer, and the ONNX model of the first."""
+    model = write_checkpoint(request.param, write_config(request.param, tmp_path / 'config.py', ARCH),
+                             tmp_path / 'model.pth', randomize_norms)
+    whole = whole_model(model)
+    return request.param, model, whole, whole_to_onnx(whole)
+
+
+def test_comparison_finds_what_differs(other_models):
+    kind, model, whole, exported = other_models
+    shapes = [(2, 64, 96)]
+    (equal, ) = comparison.compare(exported, whole, model, shapes)
+    assert equal.equal, equal.text
+    with torch.no_grad():
+        if kind == 'segmentor':
+            model.decode_head.conv_seg.bias[0] += 0.1
+        else:
+            model.roi_head.bbox_head.fc_reg.bias += 0.5
+    (other, ) = comparison.compare(exported, whole, model, shapes)
+    assert not other.equal, other.text
+
+
 def test_differences_are_found():
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval()
     model = to_onnx(network, (1, 1, 8, 8), ['out'], dynamic=False)
@@ -160,3 +258,34 @@ def test_differences_are_found():
     assert other == float('inf')
     with pytest.raises(ValueError, match=r'cannot run the model on images of shape \(1, 1, 9, 8\)'):
         differences(model, network, [(1, 1, 9, 8)])
+
+
+def swapped(package, name):
+    """A config that a library ships, with PartialNet-T0 for its backbone."""
+    return swap_backbone(Config.fromfile(shipped_config(package, name)), 't0')
+
+
+CONFIGS = ('mask_rcnn/partialnet_t0_1x', 'mask_rcnn/resnet50_1x', 'cascade_mask_rcnn/cascade_mask_rcnn_partialnet_s_1x',
+           'faster_rcnn/faster_rcnn_partialnet_t0_custom', 'semantic_fpn/semantic_fpn_partialnet_s_80k_ade20k',
+           'upernet/upernet_partialnet_s_160k_ade20k', 'upernet/upernet_partialnet_s_80k_cityscapes',
+           'pretrain/partialnet_t2_in1k', 'cifar10/fasternet_t0_cifar10', 'patconv/mobilenet_v2_patconv_cifar10')
+SHIPPED = (('mmdet', 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'),
+           ('mmdet', 'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py'),
+           ('mmseg', 'pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py'),
+           ('mmseg', 'upernet/upernet_r50_4xb4-80k_ade20k-512x512.py'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('config', [*CONFIGS, *SHIPPED], ids=str)
+def test_full_config(config, randomize_norms):
+    cfg = swapped(*config) if isinstance(config, tuple) else Config.fromfile(ROOT / 'configs' / f'{config}.py')
+    torch.manual_seed(0)
+    model = randomize_norms(build_model(cfg)).eval()
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.num_batches_tracked.fill_(1)
+    if any(hasattr(module, 'switch_to_deploy') for module in model.modules()):
+        merge_model(model)
+    whole = whole_model(model)
+    for found in comparison.compare(whole_to_onnx(whole), whole, model, [(1, 160, 224), (2, 129, 97)]):
+        assert found.equal, found.text

@@ -14,26 +14,14 @@ import yaml
 
 from partialnet_mm.compat import installed_version
 from tests.helpers.libraries import ROOT
+from tests.helpers.wheel import build_wheel
 
 METAFILES = sorted((ROOT / 'configs').glob('*/metafile.yml'))
 
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
-    """A wheel built from the tracked and untracked files of this checkout."""
-    source = tmp_path_factory.mktemp('source')
-    files = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True,
-                           check=True).stdout.split()
-    for name in files:
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).is_file():
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    out = tmp_path_factory.mktemp('wheel')
-    done = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--no-build-isolation', '--no-deps', '-w', str(out),
-                           str(source)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    path, = out.glob('partialnet_mm-*.whl')
-    return path
+    return build_wheel(tmp_path_factory.mktemp('built'))
 
 
 @pytest.fixture(scope='module')
@@ -81,7 +69,12 @@ def test_wheel_ships_configs_and_tools_under_mim(contents):
 
 def test_wheel_names_its_extras(contents):
     _, metadata = contents
-    assert set(re.findall(r'Provides-Extra: (\w+)', metadata)) == {'onedl', 'openmmlab', 'test', 'benchmark', 'export'}
+    assert set(re.findall(r'Provides-Extra: (\w+)', metadata)) == {
+        'onedl', 'openmmlab', 'runtime', 'test', 'benchmark', 'export'}
+    # Each set brings a torch of its own, and the predictor none.
+    assert re.findall(r'^Requires-Dist: ([\w-]+)', re.sub(r'.*extra ==.*', '', metadata), re.M) == ['numpy']
+    assert set(re.findall(r'^Requires-Dist: ([\w-]+).*extra == .runtime', metadata, re.M)) == {
+        'numpy', 'onnxruntime', 'Pillow'}
     assert re.search(r'^Name: partialnet-mm$', metadata, re.M)
     assert re.search(r'^License.*Apache-2.0', metadata, re.M)
 

@@ -2,10 +2,8 @@
 """Segmentation: COCO masks to mmseg's folders, training and test on a few drawn images."""
 import io
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -15,11 +13,9 @@ import pytest
 
 from partialnet_mm.datasets import write_shapes_dataset
 from tests.helpers.libraries import ROOT
+from tests.helpers.tool_scripts import run_main
 
-
-def run(*command):
-    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, timeout=300,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+CONFIG = ROOT / 'configs/semantic_fpn/semantic_fpn_partialnet_t0_shapes.py'
 
 
 def coco_to_semantic(*arguments):
@@ -104,13 +100,14 @@ def trained(tmp_path_factory):
     for split in ('train', 'val', 'test'):
         options += [f'{split}_dataloader.{option}' for option in (
             f'dataset.data_root={root}/data', 'num_workers=0', 'persistent_workers=False')]
-    done = run('tools/train.py', 'configs/semantic_fpn/semantic_fpn_partialnet_t0_shapes.py',
-               '--work-dir', root / 'work', '--cfg-options', *options, 'train_cfg.max_iters=30',
-               'train_cfg.val_interval=15',
-               'default_hooks.checkpoint.interval=15', 'default_hooks.logger.interval=5', 'log_processor.window_size=5',
-               'param_scheduler.0.end=2', 'param_scheduler.1.begin=2', 'param_scheduler.1.end=30')
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return root, options, re.sub(' +', ' ', done.stdout + done.stderr)
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_main(
+            patch, 'tools/train.py', CONFIG, '--work-dir', root / 'work', '--cfg-options', *options,
+            'train_cfg.max_iters=30', 'train_cfg.val_interval=15', 'default_hooks.checkpoint.interval=15',
+            'default_hooks.logger.interval=5', 'log_processor.window_size=5', 'param_scheduler.0.end=2',
+            'param_scheduler.1.begin=2', 'param_scheduler.1.end=30') == 0
+    log, = root.glob('work/*/*.log')
+    return root, options, re.sub(' +', ' ', log.read_text())
 
 
 def test_training_learns(trained):
@@ -121,12 +118,11 @@ def test_training_learns(trained):
     assert (root / 'work' / 'iter_30.pth').is_file()
 
 
-def test_test_measures_and_draws(trained):
+def test_test_measures_and_draws(trained, monkeypatch, capsys):
     root, options, log = trained
-    done = run('tools/test.py', 'configs/semantic_fpn/semantic_fpn_partialnet_t0_shapes.py', root / 'work/iter_30.pth',
-               '--work-dir', root / 'test', '--show-dir', root / 'pictures', '--cfg-options', *options)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    measured = float(re.search(r'^mIoU +([\d.]+)$', done.stdout, re.M).group(1))
+    assert run_main(monkeypatch, 'tools/test.py', CONFIG, root / 'work/iter_30.pth', '--work-dir', root / 'test',
+                    '--show-dir', root / 'pictures', '--cfg-options', *options) == 0
+    measured = float(re.search(r'^mIoU +([\d.]+)$', capsys.readouterr().out, re.M).group(1))
     assert measured == pytest.approx(float(re.findall(r'mIoU: ([\d.]+)', log)[-1]), abs=0.01)
     pictures = sorted((root / 'pictures').rglob('*.png'))
     assert len(pictures) == 4
@@ -134,10 +130,9 @@ def test_test_measures_and_draws(trained):
     assert cv2.imread(str(pictures[0])).shape == (64, 128, 3)
 
 
-def test_missing_data_is_an_error_before_training(tmp_path):
+def test_missing_data_is_an_error_before_training(tmp_path, monkeypatch, capsys):
     pytest.importorskip('mmseg')
-    done = run('tools/train.py', 'configs/semantic_fpn/semantic_fpn_partialnet_t0_shapes.py', '--work-dir', tmp_path,
-               '--cfg-options', f'train_dataloader.dataset.data_root={tmp_path}/none')
-    assert done.returncode != 0
-    assert f'{tmp_path}/none' in done.stdout + done.stderr
+    assert run_main(monkeypatch, 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options',
+                    f'train_dataloader.dataset.data_root={tmp_path}/none') == 2
+    assert f'{tmp_path}/none' in capsys.readouterr().err
     assert not list(tmp_path.glob('*.pth'))

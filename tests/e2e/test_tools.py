@@ -13,6 +13,7 @@ import torch
 
 from partialnet_mm.datasets import write_shapes_dataset
 from tests.helpers.libraries import ROOT
+from tests.helpers.tool_scripts import run_main
 
 CONFIG = 'configs/mask_rcnn/partialnet_t0_shapes.py'
 
@@ -36,15 +37,23 @@ def run(*command, **env):
     ('tools/misc/demo.sh one two', 'tools/misc/demo.sh [WORK_DIR]'),
     ('python tools/train.py', 'required: config (train.py --help shows the usage)'),
     ('python tools/train.py no.py', "config 'no.py' does not exist"),
+    *(('python ' + tool + ' --cfg-options lr', "--cfg-options: 'lr' is not KEY=VALUE") for tool in (
+        f'tools/train.py {CONFIG}', f'tools/test.py {CONFIG} README.md')),
+    *(pytest.param(f'python tools/train.py {CONFIG} {option}', text, marks=pytest.mark.skipif(
+        torch.cuda.is_available(), reason='there is a GPU')) for option, text in (
+            ('--amp', '--amp needs a GPU'), ('--launcher slurm', '--launcher slurm needs GPUs'))),
     (f'python tools/test.py {CONFIG} no.pth', "checkpoint 'no.pth' does not exist"),
     (f'python tools/test.py {CONFIG} README.md --out table.txt', "--out must end in .pkl or .pickle, got 'table.txt'"),
     ('python tools/misc/montage.py tests montage.jpg', "no .jpg or .png in 'tests'"),
 ])
-def test_wrong_usage_says_what_is_right_and_exits_2(command, usage):
+def test_wrong_usage_says_what_is_right_and_exits_2(command, usage, monkeypatch, capsys):
     words = command.split()
-    done = run(*([sys.executable, *words[1:]] if words[0] == 'python' else words))
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert usage in done.stderr
+    if words[0] == 'python':
+        status, said = run_main(monkeypatch, *words[1:]), capsys.readouterr().err
+    else:
+        done = run(*words)
+        status, said = done.returncode, done.stderr
+    assert status == 2 and usage in said, said
 
 
 @pytest.mark.parametrize('settings, message', [
@@ -98,34 +107,41 @@ def test_a_conv_cfg_that_replaces_nothing_is_an_error(tmp_path):
     assert ("model.roi_head.bbox_head.conv_cfg is of type 'PATConv' and has replaced no layer") in done.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-def test_amp_without_gpu_is_an_error():
-    done = run(sys.executable, 'tools/train.py', CONFIG, '--amp')
-    assert done.returncode == 2 and '--amp needs a GPU' in done.stderr
+SRUN = ['-p', 'gpu', '--job-name=job', '--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--cpus-per-task=5',
+        '--kill-on-bad-exit=1', '--exclusive', '-t', '60']
 
 
-@pytest.mark.parametrize('script, arguments, expected', [
-    ('slurm_train.sh', ['gpu', 'job', CONFIG, '--resume'],
-     ['-p', 'gpu', '--job-name=job', '--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--cpus-per-task=5',
-      '--kill-on-bad-exit=1', '--exclusive', '-t', '60']),
-    ('slurm_test.sh', ['gpu', 'job', CONFIG, 'x.pth', '--out', 'y.pkl'],
-     ['-p', 'gpu', '--job-name=job', '--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--cpus-per-task=5',
-      '--kill-on-bad-exit=1', '--exclusive', '-t', '60']),
+@pytest.mark.parametrize('script, arguments, check', [
+    ('slurm_train.sh', ['gpu', 'job', CONFIG, '--amp', '--skip-preflight', '--cfg-options', 'images_per_gpu=1'], ''),
+    ('slurm_test.sh', ['gpu', 'job', CONFIG, 'x.pth', '--out', 'y.pkl'], '0'),
 ])
-def test_slurm_scripts_ask_for_what_they_should(tmp_path, script, arguments, expected):
-    """A stand-in for srun notes down how it was called."""
-    srun = tmp_path / 'srun'
-    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    srun.chmod(0o755)
-    done = run(f'tools/{script}', *arguments, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16', GPUS_PER_NODE='4',
-               SRUN_ARGS='--exclusive -t 60')
+def test_slurm_scripts_ask_for_what_they_should(tmp_path, script, arguments, check):
+    """A stand-in for srun notes down how it was called. Checks on the login node need no GPU."""
+    done = run_slurm(tmp_path, script, *arguments, CHECK=check)
     assert done.returncode == 0, done.stderr
-    words = done.stdout.splitlines()
-    assert words[:len(expected)] == expected
-    python, unbuffered, tool, *rest = words[len(expected):]
+    checked, *words = done.stdout.splitlines()
+    assert checked == f'checked={"" if check else 1}'
+    assert words[:len(SRUN)] == SRUN
+    python, unbuffered, tool, *rest = words[len(SRUN):]
     assert (python, unbuffered) == (sys.executable, '-u')
     assert (ROOT / tool).samefile(ROOT / 'tools' / ('train.py' if 'train' in script else 'test.py'))
     assert rest == [*arguments[2:], '--launcher', 'slurm']
+
+
+def run_slurm(folder, script, *arguments, **variables):
+    srun = folder / 'srun'
+    srun.write_text('#!/bin/sh\necho "checked=$PARTIALNET_CHECKED"\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    return run(f'tools/{script}', *arguments, PATH=f'{folder}:{os.environ["PATH"]}', GPUS='16', GPUS_PER_NODE='4',
+               SRUN_ARGS='--exclusive -t 60', **variables)
+
+
+def test_slurm_starts_nothing_for_a_missing_checkpoint(tmp_path):
+    done = run_slurm(tmp_path, 'slurm_train.sh', 'gpu', 'job', 'configs/mask_rcnn/partialnet_s_1x.py')
+    assert done.returncode == 2 and done.stdout == ''
+    first, last = done.stderr.splitlines()
+    assert first.startswith("train.py: checkpoint 'work_dirs/partialnet_s_in1k/epoch_300.pth' does not exist; ")
+    assert last.startswith('srun.sh: nothing was submitted. CHECK=0 leaves the check to the job')
 
 
 @pytest.fixture(scope='module')
@@ -158,35 +174,35 @@ def test_train_trains_and_measures(trained):
     assert 'Scaling the original LR by 0.25' in log
 
 
-def test_resume_goes_on_from_the_newest(trained, tmp_path):
+def test_resume_goes_on_from_the_newest(trained, tmp_path, monkeypatch):
     work, options, _ = trained
     shutil.copytree(work, tmp_path / 'work')  # the second epoch's checkpoint takes the place of the first's
-    done = run(sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work', '--resume', '--cfg-options',
-               *options, 'train_cfg.max_epochs=2')
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    log = re.sub(' +', ' ', done.stdout + done.stderr)
+    before = set((tmp_path / 'work').glob('*/*.log'))
+    assert run_main(monkeypatch, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work', '--resume', '--cfg-options',
+                    *options, 'train_cfg.max_epochs=2') == 0
+    written, = set((tmp_path / 'work').glob('*/*.log')) - before
+    log = re.sub(' +', ' ', written.read_text())
     assert 'Epoch(train) [2][2/2]' in log and 'Epoch(train) [1][1/2]' not in log
 
 
-def test_test_measures_draws_and_dumps(trained, tmp_path):
+def test_test_measures_draws_and_dumps(trained, tmp_path, monkeypatch, capsys):
     work, options, _ = trained
     # resume=True is what the config in the work folder of a resumed training says
-    done = run(sys.executable, 'tools/test.py', CONFIG, work / 'epoch_1.pth', '--work-dir', tmp_path, '--show-dir',
-               tmp_path / 'pictures', '--out', tmp_path / 'found.pkl', '--cfg-options', *options, 'resume=True')
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert re.search(r'coco/bbox_mAP +-?\d', done.stdout)
+    assert run_main(monkeypatch, 'tools/test.py', CONFIG, work / 'epoch_1.pth', '--work-dir', tmp_path, '--show-dir',
+                    tmp_path / 'pictures', '--out', tmp_path / 'found.pkl', '--cfg-options', *options,
+                    'resume=True') == 0
+    assert re.search(r'coco/bbox_mAP +-?\d', capsys.readouterr().out)
     assert sorted(p.name for p in (tmp_path / 'pictures').iterdir()) == ['00001.jpg', '00002.jpg', '00003.jpg']
     found = pickle.loads((tmp_path / 'found.pkl').read_bytes())
     assert len(found) == 3 and {'bboxes', 'scores', 'labels', 'masks'} <= set(found[0]['pred_instances'])
 
 
-def test_montage_joins_pictures(tmp_path):
+def test_montage_joins_pictures(tmp_path, monkeypatch):
     import cv2
     import numpy as np
     for i in range(3):
         cv2.imwrite(str(tmp_path / f'{i}.png'), np.full((32, 64, 3), 40 * i, np.uint8))
-    done = run(sys.executable, 'tools/misc/montage.py', tmp_path, tmp_path / 'all.png', '--height', '32')
-    assert done.returncode == 0, done.stderr
+    assert run_main(monkeypatch, 'tools/misc/montage.py', tmp_path, tmp_path / 'all.png', '--height', '32') == 0
     assert cv2.imread(str(tmp_path / 'all.png')).shape == (2 * 36 + 4, 2 * 68 + 4, 3)
 
 
@@ -213,7 +229,7 @@ default_hooks = dict(checkpoint=dict(interval=2), visualization=dict(interval=1)
 '''
 
 
-def test_a_segmentation_config_trains_measures_and_draws(tmp_path):
+def test_a_segmentation_config_trains_measures_and_draws(tmp_path, monkeypatch, capsys):
     pytest.importorskip('mmseg')
     import numpy as np
     from PIL import Image
@@ -231,28 +247,27 @@ def test_a_segmentation_config_trains_measures_and_draws(tmp_path):
     (tmp_path / 'my_segmentor.py').write_text(readme_snippets()['my_segmentor.py'])
     config = tmp_path / 'tiny.py'
     config.write_text(SEGMENTATION.replace('{root}', str(tmp_path)))
-    done = run(sys.executable, 'tools/train.py', config, '--work-dir', tmp_path / 'work')
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    done = run(sys.executable, 'tools/test.py', config, tmp_path / 'work' / 'iter_2.pth', '--work-dir',
-               tmp_path / 'test', '--show-dir', tmp_path / 'pictures', '--out', tmp_path / 'found.pkl')
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert re.search(r'mIoU +\d', done.stdout)
+    assert run_main(monkeypatch, 'tools/train.py', config, '--work-dir', tmp_path / 'work') == 0
+    # A process has one visualizer of a name, which writes to the folder of the training.
+    assert run_main(monkeypatch, 'tools/test.py', config, tmp_path / 'work' / 'iter_2.pth', '--work-dir',
+                    tmp_path / 'test', '--show-dir', tmp_path / 'pictures', '--out', tmp_path / 'found.pkl',
+                    '--cfg-options', 'visualizer.name=test') == 0
+    assert re.search(r'mIoU +\d', capsys.readouterr().out)
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
     assert len(pickle.loads((tmp_path / 'found.pkl').read_bytes())) == 4
 
 
-def test_a_checkpoint_of_another_network_is_refused(trained, tmp_path):
+def test_a_checkpoint_of_another_network_is_refused(trained, tmp_path, monkeypatch, capsys):
     work, options, _ = trained
     torch.save(dict(state_dict={'layer.weight': torch.zeros(2)}), tmp_path / 'other.pth')
     for command in (['tools/test.py', CONFIG, tmp_path / 'other.pth', '--cfg-options', *options, 'resume=True'],
                     ['tools/train.py', CONFIG, '--cfg-options', *options, f'load_from={tmp_path}/other.pth']):
-        done = run(sys.executable, *command, '--work-dir', tmp_path / 'work')
-        assert done.returncode == 2
+        assert run_main(monkeypatch, *command, '--work-dir', tmp_path / 'work') == 2
         assert re.search(r"checkpoint '.*other.pth' belongs to another network or other classes: it fits 0 of \d+ "
-                         'tensors of the MaskRCNN', done.stderr)
+                         'tensors of the MaskRCNN', capsys.readouterr().err)
 
 
-def test_custom_data_needs_no_training_data_to_be_tested(trained, tmp_path):
+def test_custom_data_needs_no_training_data_to_be_tested(trained, tmp_path, monkeypatch, capsys):
     """The config for data of one's own, with only held-out data there, and a checkpoint for other classes."""
     work, _, _ = trained
     write_shapes_dataset(tmp_path / 'own', dict(val=2), size=64)
@@ -260,30 +275,17 @@ def test_custom_data_needs_no_training_data_to_be_tested(trained, tmp_path):
               tmp_path / 'work', '--cfg-options', f'data_root={tmp_path}/own', 'test_dataloader.num_workers=0',
               'test_dataloader.persistent_workers=False', 'test_dataloader.dataset.data_prefix.img=val/',
               'val_dataloader.dataset.data_prefix.img=val/', 'model.roi_head.bbox_head.reg_class_agnostic=True']
-    done = run(sys.executable, *custom)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert re.search(r'coco/bbox_mAP +-?\d', done.stdout)
-    done = run(sys.executable, *custom, 'classes=disc')
-    assert done.returncode == 2
-    assert 'belongs to another network or other classes' in done.stderr and 'fc_cls.weight is (4, 256)' in done.stderr
+    assert run_main(monkeypatch, *custom) == 0
+    assert re.search(r'coco/bbox_mAP +-?\d', capsys.readouterr().out)
+    assert run_main(monkeypatch, *custom, 'classes=disc') == 2
+    said = capsys.readouterr().err
+    assert 'belongs to another network or other classes' in said and 'fc_cls.weight is (4, 256)' in said
 
 
-def test_test_says_which_data_is_missing(trained, tmp_path):
+def test_test_says_which_data_is_missing(trained, tmp_path, monkeypatch, capsys):
     work, options, _ = trained
-    done = run(sys.executable, 'tools/test.py', CONFIG, work / 'epoch_1.pth', '--work-dir', tmp_path, '--cfg-options',
-               *options, 'test_dataloader.dataset.data_root=nowhere')
-    assert done.returncode == 2
-    assert "the data is missing: 'nowhere/annotations/instances_val.json' of test_dataloader" in done.stderr
-    assert '--cfg-options test_dataloader.dataset.data_root=' in done.stderr
-
-
-@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
-def test_an_option_without_a_value_is_wrong_usage(tool):
-    done = run(sys.executable, f'tools/{tool}', CONFIG, *['README.md'] * (tool == 'test.py'), '--cfg-options', 'lr')
-    assert done.returncode == 2 and "--cfg-options: 'lr' is not KEY=VALUE" in done.stderr
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-def test_slurm_launcher_without_gpus_is_refused():
-    done = run(sys.executable, 'tools/train.py', CONFIG, '--launcher', 'slurm')
-    assert done.returncode == 2 and '--launcher slurm needs GPUs' in done.stderr
+    assert run_main(monkeypatch, 'tools/test.py', CONFIG, work / 'epoch_1.pth', '--work-dir', tmp_path, '--cfg-options',
+                    *options, 'test_dataloader.dataset.data_root=nowhere') == 2
+    said = capsys.readouterr().err
+    assert "the data is missing: 'nowhere/annotations/instances_val.json' of test_dataloader" in said
+    assert '--cfg-options test_dataloader.dataset.data_root=' in said

@@ -18,7 +18,7 @@ SETS = {'onedl': ONEDL, 'openmmlab': OPENMMLAB}
 def environment(monkeypatch):
     """Sets what is installed: versions by distribution, and modules that can be imported without one."""
 
-    def install(versions, ops=True, modules=()):
+    def install(versions, ops=True, modules=('safetensors', )):
 
         def version(name):
             if name not in versions:
@@ -42,7 +42,7 @@ def test_either_set_fits(name, environment):
     assert compat.find_problems() == []
     assert compat.check_environment() is None
     owners = compat.find_owners()
-    assert list(owners) == ['torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain']
+    assert list(owners) == ['torch', 'mmengine', 'mmcv', 'safetensors', 'mmdet', 'mmseg', 'mmpretrain']
     assert {d: v for found in owners.values() for d, v in found.items()} == SETS[name]
 
 
@@ -71,13 +71,19 @@ def test_missing(module, name, environment):
                        f"pip install '{wanted}{requirement.range}'")
 
 
+def test_safetensors_is_needed(environment):
+    environment(ONEDL, modules=())
+    (problem, ) = compat.find_problems()
+    assert problem == "safetensors is not installed; >=0.4,<1 is needed: pip install 'safetensors>=0.4,<1'"
+
+
 def test_optional_packages_may_be_missing(environment):
     environment({d: v for d, v in ONEDL.items() if d in ('torch', 'onedl-mmengine', 'onedl-mmcv')})
     assert compat.find_problems() == []
 
 
 def test_a_package_of_unknown_owner_is_taken_as_it_is(environment):
-    environment({'torch': '2.3.0', 'mmengine': '0.10.7'}, modules=['mmcv'])
+    environment({'torch': '2.3.0', 'mmengine': '0.10.7'}, modules=['mmcv', 'safetensors'])
     assert compat.find_problems() == []
 
 

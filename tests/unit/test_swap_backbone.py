@@ -265,11 +265,19 @@ def test_other_images_keep_their_normalization(channels, mean):
 
 def test_options_that_go_are_logged(logged):
     cfg = load('mmdet', RETINA)
-    cfg.model.backbone.update(with_cp=True, norm_cfg=dict(type='GN', num_groups=32))
-    swap_backbone(cfg, ARCH)
-    texts = [text for text, _ in logged]
-    assert any("{'with_cp': True, 'frozen_stages': 1}; to set them" in text for text in texts)
-    assert any('the norm of the backbone was GN and is a batch norm now' in text for text in texts)
+    cfg.model.backbone.update(with_cp=True, norm_eval=True, norm_cfg=dict(type='GN', num_groups=32))
+    expected = ["{'with_cp': True, 'frozen_stages': 1}; to set them", 'norm_eval=True of the old backbone was removed',
+                'the norm of the backbone was GN and is a batch norm now']
+
+    def swapped(**settings):
+        logged.clear()
+        swap_backbone(cfg, ARCH, **settings)
+        return [any(text in line for line, _ in logged) for text in expected]
+
+    assert swapped() == [True, True, True]
+    assert swapped(checkpoint='x.pth') == [True, False, True]
+    kept = dict(with_cp=True, frozen_stages=1, norm_cfg=dict(type='GN', num_groups=4))
+    assert swapped(backbone=kept) == [False, True, False]
 
 
 #: Classifiers whose old backbone returns logits or sequences of vectors, and what makes them small enough to train.
@@ -431,6 +439,9 @@ def test_wrong_arguments_are_errors():
         swap_backbone(cfg, ARCH)
     cfg.default_scope = cfg.model.type = None
     with pytest.raises(ValueError, match="cannot be built: .* The config has no default_scope, .* set it to 'mmdet'"):
+        swap_backbone(cfg, ARCH)
+    cfg.model.backbone.update(type='mmdet.ResNet', width=2)
+    with pytest.raises(ValueError, match="unexpected keyword argument 'width'$"):
         swap_backbone(cfg, ARCH)
     cfg.default_scope, cfg.model.type = 'mmdet', 'RetinaNet'
     cfg.model.backbone.type = 'Nothing'

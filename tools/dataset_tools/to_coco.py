@@ -84,11 +84,12 @@ def write_coco(source: AnnotatedPictures, splits: dict[str, list[Picture]], name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=[
             dict(id=number, name=name) for name, number in numbers.items()])), encoding='utf-8')
-    notes = []
-    boxes = sum(not shape.outline for shape in every)
     if not with_masks:
-        notes.append('The objects are boxes: train with configs/faster_rcnn or configs/rtmdet.')
-    elif boxes:
+        return ['The objects are boxes: train with configs/faster_rcnn or configs/rtmdet.']
+    notes = ['The objects have masks: train with configs/mask_rcnn, or for boxes alone with configs/faster_rcnn or '
+             'configs/rtmdet.']
+    boxes = sum(not shape.outline for shape in every)
+    if boxes:
         notes.append(f'{boxes} of {len(every)} objects are boxes alone: their masks are rectangles.')
     return notes
 

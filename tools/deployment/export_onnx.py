@@ -131,8 +131,14 @@ def describe_backbone(cfg: Config, args: argparse.Namespace, backbone: PartialNe
                 versions=versions())
 
 
-def checked_shapes(args: argparse.Namespace, least: int) -> list[tuple[int, int, int]]:
-    """(B, H, W): the shape asked for; and, unless static, an odd larger one and a smaller one, in other batches."""
+def checked_shapes(args: argparse.Namespace, least: int, divisor: int = 1) -> list[tuple[int, int, int]]:
+    """(B, H, W): the shape asked for; and, unless static, an odd larger one and a smaller one, in other batches.
+
+    All are multiples of ``divisor``.
+    """
+    if divisor > 1:
+        shapes = checked_shapes(args, least)
+        return [(batch, *(-(-side // divisor) * divisor for side in sides)) for batch, *sides in shapes]
     height, width = (max(side, least) for side in args.shape)
     if args.static:
         return [(1, height, width)]
@@ -161,7 +167,7 @@ def export_whole(cfg: Config, args: argparse.Namespace, model: nn.Module, meta: 
     """The ONNX model of the whole model, its metadata and the comparisons with PyTorch, one after the other."""
     whole = whole_model(model)
     metadata = describe_whole(cfg, model, whole, meta)
-    shapes = checked_shapes(args, min_size(whole))
+    shapes = checked_shapes(args, min_size(whole), getattr(whole.network, 'divisor', 1))
     with log.status('exporting'):
         exported = whole_to_onnx(whole, shapes[0][1:] if args.static else None)
     return exported, metadata, compare(exported, whole, model, shapes)

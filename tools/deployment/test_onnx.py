@@ -24,6 +24,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add_config_arguments(parser)
     parser.add_argument('--checkpoint', help='test this checkpoint in PyTorch, too')
     parser.add_argument('--images', type=int, metavar='N', help='test the first N images only')
+    parser.add_argument('--skip-preflight', action='store_true', help='do not check the data first')
     return parser, parser.parse_args()
 
 
@@ -38,7 +39,8 @@ def main() -> None:
     cfg = load_config(parser, args, ('test', ))
     if not (cfg.get('test_dataloader') and cfg.get('test_evaluator')):
         raise ConfigError(f'config {args.config!r} has no test_dataloader or no test_evaluator')
-    check_data(parser, cfg, ('test', ))
+    if not args.skip_preflight:
+        check_data(parser, cfg, ('test', ))
     predict = predictions_of(args.model)
     model = None
     with config_errors(args.config):

@@ -4,6 +4,9 @@
 What can be known early is an error of one sentence before any process is started: the environment variables, the GPUs,
 and of tools/train.py and tools/test.py the command line, the config, the checkpoints and the data. The processes do not
 check again. torchrun then runs in this process, which has imported torch already.
+
+launch.py --check PROCESSES SCRIPT [arguments], as srun.sh calls it, only checks. The processes start on other machines,
+so this one needs no GPU.
 """
 import importlib.util
 import os
@@ -64,8 +67,11 @@ def find_port(rank: int) -> int:
         fail(f'PORT={port} cannot be used on this machine ({error.strerror}): another program may use it')
 
 
-def check_tool(script: str, arguments: list[str], processes: int, machines: int) -> None:
-    """Lets tools/train.py or tools/test.py check its command line; other scripts are started as they are."""
+def check_tool(script: str, arguments: list[str], processes: int, here: int | None) -> None:
+    """Lets tools/train.py or tools/test.py check its command line; other scripts are started as they are.
+
+    ``here`` is the number of processes on this machine, None for a machine that starts none.
+    """
     if Path(script).resolve() not in (HERE.parent / 'train.py', HERE.parent / 'test.py'):
         return
     from partialnet_mm.engine.runners.command_line import CHECKED
@@ -79,23 +85,28 @@ def check_tool(script: str, arguments: list[str], processes: int, machines: int)
     @command
     def check() -> None:
         parser, args = tool.parse_args()
-        note = require_gpus(processes, (args.cfg_options or {}).get('env_cfg.dist_cfg.backend'))
-        tool.prepare(parser, args)
+        note = here and require_gpus(here, (args.cfg_options or {}).get('env_cfg.dist_cfg.backend'))
+        tool.prepare(parser, args, here is not None)
         if note:
             print(f'torchrun.sh: {note}', file=sys.stderr)
 
-    # What torchrun tells the processes: a tool may divide its batch among them.
-    os.environ['WORLD_SIZE'] = str(machines * processes)
+    # What the launcher tells the processes: a tool may divide its batch among them.
+    variable = 'WORLD_SIZE' if here else 'SLURM_NTASKS'
+    os.environ[variable] = str(processes)
     check()
-    del os.environ['WORLD_SIZE']
+    del os.environ[variable]
     os.environ[CHECKED] = '1'
 
 
 def main() -> None:
+    if sys.argv[1] == '--check':
+        processes, script, *arguments = sys.argv[2:]
+        check_tool(script, arguments, int(processes), None)
+        return
     processes, script, *arguments = sys.argv[1:]
     machines, rank, address = check_variables()
     find_port(rank)
-    check_tool(script, arguments, int(processes), machines)
+    check_tool(script, arguments, machines * int(processes), int(processes))
     endpoint = address, str(find_port(rank))
     restarts = os.environ.get('RESTARTS') or '0'
     options = [f'--nnodes={machines}', f'--nproc_per_node={processes}', f'--node_rank={rank}']

@@ -25,7 +25,7 @@ from ...config_types import type_name
 from ...models import PartialNet, require_patconv
 from ...preflight import check_config, errors_in, format_findings, leaf_datasets
 from ..hooks import CrashSafeCheckpointHook
-from .config_file import ConfigError, read_config
+from .config_file import ConfigError, describe, read_config
 from .missing import require_checkpoints, require_data
 from .own_data import apply_own_data_settings
 from .user_errors import WRONG_USAGE, is_first_process
@@ -101,22 +101,28 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace, split
         return apply_own_data_settings(cfg, splits)
     except (OSError, ValueError) as error:
         raise ConfigError(f'config {args.config!r}: {error}{_split_of(str(error), cfg, splits)}') from error
+    except (AttributeError, KeyError, TypeError) as error:  # a value of another shape than the settings go into
+        raise ConfigError(f'config {args.config!r}: {describe(error)}') from error
 
 
 def _split_of(message: str, cfg: Config, splits: Sequence[str]) -> str:
     """Whose file an error is about, and what a config without it has, if it is none of the training's."""
-    files = {split: {dataset.get('ann_file') for dataset in leaf_datasets(cfg[f'{split}_dataloader'].dataset)}
+    files = {split: [dataset.get('ann_file') for dataset in leaf_datasets(cfg[f'{split}_dataloader'].dataset)]
              for split in splits if cfg.get(f'{split}_dataloader')}
     for split, names in files.items():
-        if any(name and name in message for name in names):
+        if any(name and str(name) in message for name in names):
             off = ' '.join(f'{split}_{part}=None' for part in ('cfg', 'dataloader', 'evaluator'))
             return f'; it is of {split}_dataloader' + (f'. Without one: --cfg-options {off}' if split == 'val' else '')
     return ''
 
 
-def load_runner_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str]) -> Config:
-    """Reads a config by :func:`load_config` and sets launcher and work folder; slurm and mpi need GPUs."""
-    if args.launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
+def load_runner_config(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Sequence[str],
+                       starts_here: bool = True) -> Config:
+    """Reads a config by :func:`load_config` and sets launcher and work folder.
+
+    slurm and mpi need GPUs where ``starts_here``, on the machines that the processes start on.
+    """
+    if starts_here and args.launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
         parser.error(f'--launcher {args.launcher} needs GPUs, and torch sees none; without them, dist_train.sh and '
                      'dist_test.sh start processes on the CPU')
     cfg = load_config(parser, args, splits)

@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 
 from ...checkpoint import MissingCheckpointError
+from ...checkpoint.errors import PRETRAINING_HINT
 from ...config_types import type_name
 from ...preflight import leaf_datasets
 from .config_file import ConfigError
@@ -21,9 +22,8 @@ def require_checkpoints(cfg: Config) -> None:
     own_data = cfg.get('checkpoint') if cfg.get('own_data') else None
     for key, file in [('load_from', cfg.get('load_from')), ('checkpoint', own_data), *_pretrained(cfg.model, 'model')]:
         if isinstance(file, str) and '://' not in file and not os.path.exists(os.path.expanduser(file)):
-            advice = '' if key == 'load_from' else (
-                '. Get it by pretraining with configs/pretrain, or start from random weights with a config for that: '
-                'configs/mask_rcnn/partialnet_t0_scratch.py, partialnet_s_scratch.py')
+            advice = {'load_from': '', 'checkpoint': ', or leave it out to start from random weights'}.get(
+                key, f'. {PRETRAINING_HINT}')
             raise MissingCheckpointError(f'checkpoint {file!r} does not exist; name another file by --cfg-options '
                                          f'{key}=FILE{advice}')
 

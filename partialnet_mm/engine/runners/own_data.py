@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import json
 import logging
 import math
 import os
@@ -11,8 +10,9 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
@@ -20,7 +20,8 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch import nn
 
-from ...preflight import dicts_with, leaf_datasets
+from ...config_types import type_name
+from ...preflight import Finding, dicts_with, leaf_datasets, read_coco, several_files
 from .own_data_choices import (
     AUTO,
     UNKNOWN_DATA,
@@ -147,12 +148,17 @@ def _apply_to_detector(cfg: Config, datasets: dict[str, list[ConfigDict]], split
         metrics = cfg.get(f'{split}_evaluator')
         for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
             if metric and 'ann_file' in metric and len(found) == 1:
-                metric.ann_file = os.path.join(root, found[0].ann_file)
+                metric.ann_file = _annotation_path(root, found[0])
 
     def read_facts() -> DataFacts | None:
-        for dataset in every:  # the training's before others
-            with contextlib.suppress(OSError, ValueError):
-                return read(os.path.join(root, dataset.ann_file)).facts
+        for found in datasets.values():  # the training's before others
+            parts = []
+            for dataset in found:
+                with contextlib.suppress(OSError, ValueError):
+                    parts.append(read(_annotation_path(root, dataset)))
+            if parts:
+                return _facts(sum(part.images for part in parts), [size for part in parts for size in part.sizes],
+                              np.concatenate([part.areas for part in parts]))
         return None
 
     return classes, read_facts
@@ -266,12 +272,12 @@ def _check_files(datasets: Sequence[ConfigDict], every: Sequence[ConfigDict], ro
         raise FileNotFoundError(f'data_root {root!r} is not a folder: name yours by --cfg-options data_root=FOLDER')
     first = None
     if classes is None:  # all categories of the first annotation file that can be read, the training's before others
-        for path in (os.path.join(root, dataset.ann_file) for dataset in every):
+        for path in (_annotation_path(root, dataset) for dataset in every):
             with contextlib.suppress(OSError, ValueError):
                 first = path, read(path).categories
                 break
     for dataset in datasets:
-        path = os.path.join(root, dataset.ann_file)
+        path = _annotation_path(root, dataset)
         prefix = (dataset.get('data_prefix') or {}).get('img') or ''
         if not os.path.isfile(path):
             raise FileNotFoundError(f'annotation file {path!r} does not exist: data_root is {root!r}, '
@@ -297,41 +303,41 @@ def _check_files(datasets: Sequence[ConfigDict], every: Sequence[ConfigDict], ro
     return first[1]
 
 
+def _annotation_path(root: str, dataset: ConfigDict) -> str:
+    name = dataset.get('ann_file')
+    if isinstance(name, (list, tuple)):
+        raise ValueError(several_files(name))
+    if not isinstance(name, str) or not name:
+        raise ValueError(f'ann_file of a {type_name(dataset.get("type"))} must be a file below data_root, got {name!r}')
+    return os.path.join(root, name)
+
+
 class _Annotations(NamedTuple):
     """What an annotation file says."""
 
     categories: tuple[str, ...]
-    facts: DataFacts
+    images: int
+    #: Widths and heights of images, and areas of boxes, as far as they are numbers above 0.
+    sizes: list[tuple[float, float]]
+    areas: np.ndarray
 
 
 def _read_annotations(path: str) -> _Annotations:
-    try:
-        with open(path, encoding='utf-8') as file:
-            content = json.load(file)
-        categories = tuple(category['name'] for category in content['categories'])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'annotation file {path!r} is not in COCO format: {type(error).__name__}: {error}') from error
-    # The check of the data reports what is wrong below; a size that cannot be read has no say here.
-    images: list[dict] = content.get('images') or []
-    sizes = [(image['width'], image['height']) for image in images if _are_positive(image, 'width', 'height')]
-    areas = [annotation['bbox'][2] * annotation['bbox'][3] for annotation in content.get('annotations') or ()
-             if _is_box(annotation)]
-    return _Annotations(categories, _facts(len(images), sizes, areas))
+    content = read_coco(path)
+    if isinstance(content, Finding):
+        raise ValueError(f'annotation file {path!r} is not in COCO format: {content.where} {content.text}')
+    names = tuple(name for _, name, _ in content.categories)
+    if 'categories' not in content.lists or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'annotation file {path!r} is not in COCO format: categories must have names, got {names}')
+    # The check of the data reports what is wrong with sizes and boxes; here they have no say then.
+    sizes = [(width, height) for _, _, width, height, _ in content.images
+             if all(isinstance(side, (int, float)) and side > 0 for side in (width, height))]
+    sides = content.boxes[:, 2:]
+    return _Annotations(names, len(content.images), sizes, sides[(sides > 0).all(axis=1)].prod(axis=1))
 
 
-def _facts(images: int, sizes: Sequence[tuple[int, int]], areas: Sequence[float] = ()) -> DataFacts:
+def _facts(images: int, sizes: Sequence[tuple[float, float]], areas: Sequence[float] = ()) -> DataFacts:
     width, height = ((statistics.median(side) for side in zip(*sizes)) if sizes
                      else (UNKNOWN_DATA.width, UNKNOWN_DATA.height))
-    small = math.sqrt(sorted(areas)[len(areas) // 10]) if areas else None
+    small = math.sqrt(sorted(areas)[len(areas) // 10]) if len(areas) else None
     return DataFacts(images, width, height, small)
-
-
-def _are_positive(node: Any, *keys: Any) -> bool:
-    """Whether a dict or list has positive numbers there."""
-    with contextlib.suppress(LookupError, TypeError):
-        return all(isinstance(node[key], (int, float)) and node[key] > 0 for key in keys)
-    return False
-
-
-def _is_box(annotation: Any) -> bool:
-    return isinstance(annotation, dict) and _are_positive(annotation.get('bbox'), 2, 3)

@@ -1,7 +1,7 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """PATConv as a replacement of convolutions: ``conv_cfg=dict(type='PATConv')`` in an OpenMMLab network."""
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._arguments import named_arguments
 from .._folding import fold_after, local_norm, norm_affine, require_plain, weight_and_bias
-from .._layers import normalize
+from .._layers import check_statistics, is_compiling, normalize
 from ..gates import GATES, build_gate
 from ..patconv import SelfAttention, merged_gate, split_channels
 
@@ -49,7 +49,8 @@ class PATConv2d(nn.Module):
         conv: 'dense' (the paper's) or 'depthwise'. Defaults to 'dense'.
         norm_cfg: Norm of the attended channels and of their gate. Defaults to ``dict(type='BN')``.
         norm_eval: Whether its batch norms stay in evaluation mode while training, as for 2 images per GPU in a network
-            that has no such option. Defaults to False.
+            that has no such option. Without the statistics of a checkpoint, the first training step logs a warning.
+            Defaults to False.
         deploy: Whether to build the merged form, for checkpoints written after :meth:`switch_to_deploy`. Defaults to
             False.
 
@@ -80,6 +81,7 @@ class PATConv2d(nn.Module):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
         self.padding_mode, self.norm_eval = padding_mode, norm_eval
+        self._statistics_checked = False
         if any(size % 2 == 0 for size in self.kernel_size):
             raise ValueError(f'kernel_size of PATConv2d must be odd, got {kernel_size!r}: the attended channels could '
                              'not lie under the middle of the kernel')
@@ -122,6 +124,10 @@ class PATConv2d(nn.Module):
         """Maps (B, C, H, W) to what ``nn.Conv2d`` would: (B, C, H', W')."""
         if not self.split_sizes[1]:
             return self.conv(x)
+        # A network with norm_eval of its own sets these norms, too.
+        if self.norm is not None and self.training and not self.norm.training and not self._statistics_checked \
+                and not is_compiling():
+            self._statistics_checked = check_statistics(self._norms(), 'PATConv', '')
         convolved, attended = x.split(self.split_sizes, dim=1)
         return torch.cat((self.conv(convolved), self._attend(self._sample(attended))), dim=1)
 
@@ -145,10 +151,12 @@ class PATConv2d(nn.Module):
         """Sets the mode, of the norms only without ``norm_eval``."""
         super().train(mode)
         if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            for norm in self._norms():
+                norm.eval()
         return self
+
+    def _norms(self) -> Iterator[nn.Module]:
+        return (module for module in self.modules() if isinstance(module, _BatchNorm))
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:

@@ -4,9 +4,6 @@ import collections
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ from mmengine.config import Config
 
 from partialnet_mm.datasets import SHAPE_CLASSES, write_shapes_dataset
 from partialnet_mm.preflight import check_config, errors_in
-from tests.helpers.libraries import ROOT
+from tests.helpers.tool_scripts import run_main
 
 
 def annotations(root):
@@ -75,23 +72,21 @@ def outline_table(shapes, tmp_path):
     return rows
 
 
-def test_a_data_set_class_of_the_users_own(blocks, write_config, outline_table, tmp_path):
+def test_a_data_set_class_of_the_users_own(blocks, write_config, outline_table, tmp_path, monkeypatch, capfd):
     """Through tools/train.py, with learning rates by layer and by batch, and mixed precision where there is a GPU."""
     (tmp_path / 'my_dataset.py').write_text(blocks['my_dataset.py'])
     path = write_config('custom_dataset.py', 'layer_decay.py', 'auto_scale_lr.py', 'amp.py',
                         more="log_level = 'INFO'")
-    command = [sys.executable, 'tools/train.py', str(path), '--work-dir', str(tmp_path / 'work'), '--auto-scale-lr',
-               '--cfg-options', f"train_dataloader.dataset.ann_file={tmp_path / 'train.csv'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env=dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1'))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run_main(monkeypatch, 'tools/train.py', path, '--work-dir', tmp_path / 'work', '--auto-scale-lr',
+                    '--cfg-options', f"train_dataloader.dataset.ann_file={tmp_path / 'train.csv'}") == 0
     saved = torch.load(tmp_path / 'work' / 'epoch_1.pth', map_location='cpu', weights_only=False)
     assert saved['meta']['iter'] == 1  # four images in a batch of four
     assert saved['meta']['dataset_meta']['classes'] == SHAPE_CLASSES
     # 4 of 16 images, 7 layers
     found = sorted({group['lr'] for group in saved['optimizer']['param_groups']}, reverse=True)
     assert found == pytest.approx([1e-3 * 4 / 16 * 0.9**i for i in range(7)])
-    log = done.stdout + done.stderr
+    log = ''.join(capfd.readouterr())
     assert 'coco/segm_mAP' in log
     assert ('training in float32, not in the mixed precision' in log) != torch.cuda.is_available()
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from partialnet_mm.analysis.flops import count_multiply_adds
-from partialnet_mm.models import PartialNet, PartialNetBlock, PartialNetBlockV2, partialnet
+from partialnet_mm.models import PartialNet, PartialNetBlock, PartialNetBlockV2, _layers
 from tests.helpers import reference_network
 from tests.helpers.networks import ALL, random_loss, relative_error
 
@@ -289,7 +289,7 @@ def test_the_norms_of_returned_feature_maps_remain_after_merging_and_train(tiny_
 def warnings_of_steps(model, monkeypatch, steps=2):
     """What the logger gets as warnings in some steps of a training."""
     logged = []
-    monkeypatch.setattr(partialnet, 'print_log', lambda text, logger, level: logged.append((text, logger, level)))
+    monkeypatch.setattr(_layers, 'print_log', lambda text, logger, level: logged.append((text, logger, level)))
     for _ in range(steps):
         model.train()(torch.randn(2, 3, 64, 64))
     return logged

@@ -1,6 +1,8 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The settings of an own-data config reach every position that mmdet reads them from."""
+import argparse
 import json
+import re
 import shutil
 
 import pytest
@@ -8,6 +10,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from partialnet_mm.engine import CocoFormatRunner, apply_own_data_settings, spread_data_settings
+from partialnet_mm.engine.runners.command_line import load_config
+from partialnet_mm.engine.runners.config_file import ConfigError
 from tests.helpers.libraries import ROOT
 
 NAMES = ('disc', 'box', 'triangle')
@@ -145,6 +149,49 @@ def test_wrappers_and_other_metainfo(cfg, data_root):
     for dataset in applied.train_dataloader.dataset.datasets:
         assert dataset.data_root == str(data_root)
         assert dataset.metainfo == dict(palette=[(1, 2, 3)], classes=NAMES)
+
+
+def test_the_pages_config_of_several_files(data_root, tmp_path):
+    """Passes and image scale follow from the images of all files."""
+    page = (ROOT / 'docs/own_data.md').read_text()
+    code = re.search(r'```python\n# several_files.py\n(.*?)```', page, re.DOTALL).group(1)
+    (tmp_path / 'several.py').write_text(code.replace("'configs/", f"'{ROOT}/configs/"))
+    for count, side in (('north', 400), ('south', 100)):
+        write_annotations(data_root, 'train')
+        content = json.loads((data_root / 'annotations/instances_train.json').read_text())
+        content['images'] = [dict(id=i, file_name=f'{i}.jpg', width=side, height=side) for i in range(side)]
+        (data_root / f'{count}.json').write_text(json.dumps(content))
+        (data_root / count).mkdir()
+    cfg = Config.fromfile(tmp_path / 'several.py')
+    cfg.data_root = str(data_root)
+    applied = apply_own_data_settings(cfg)
+    assert [leaf.metainfo.classes for leaf in applied.train_dataloader.dataset.dataset.datasets] == [NAMES, NAMES]
+    assert applied.own_data_choices.data == dict(images=500, width=400, height=400, small_object=None)
+
+
+@pytest.mark.parametrize('ann_file, message', [
+    (['a.json', 'b.json'],
+     r"ann_file is \['a.json', 'b.json'\], but it takes one file: several go into a ConcatDataset"),
+    (None, 'ann_file of a CocoDataset must be a file below data_root, got None')])
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_one_annotation_file_per_data_set(cfg, split, ann_file, message):
+    dataset = dict(zip(('train', 'val'), datasets(cfg)))[split]
+    dataset.ann_file = ann_file
+    for given in (None, ['disc']):
+        cfg.classes = given
+        with pytest.raises(ValueError, match=message):
+            apply_own_data_settings(cfg, (split, ))
+
+
+def test_a_setting_of_another_shape_is_one_sentence(cfg, tmp_path):
+    cfg.val_dataloader.dataset.data_prefix = 'images/'
+    cfg.dump(tmp_path / 'own.py')
+    args = argparse.Namespace(config=str(tmp_path / 'own.py'), cfg_options=None)
+    with pytest.raises(ConfigError, match=r"own.py': AttributeError: 'str' object has no attribute 'get'"):
+        load_config(argparse.ArgumentParser(), args, ('val', ))
+    args.cfg_options = {'val_dataloader.dataset.ann_file': ['a.json', 'b.json']}
+    with pytest.raises(ConfigError, match='takes one file: .* it is of val_dataloader. Without one: '):
+        load_config(argparse.ArgumentParser(), args, ('val', ))
 
 
 def test_the_runner_applies_them(cfg, monkeypatch):

@@ -1,12 +1,15 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """PATConv as a convolution layer: by itself, and by conv_cfg in networks of the libraries."""
 import copy
+from logging.handlers import BufferingHandler
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_conv_layer, fuse_conv_bn
 from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.logging.logger import FilterDuplicateWarning
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -150,6 +153,35 @@ def test_norm_eval():
     assert layer.training and not layer.norm.training and not layer.gate.norm.training
     assert not nn.Sequential(layer).train()[0].norm.training
     assert PATConv2d(8, 8, 3).norm.training
+
+
+class NormEval(nn.Sequential):
+    """A network whose norm_eval sets the norms of all layers, as mmdet's ResNet."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+
+@pytest.mark.parametrize('owner, warned', [('layer', True), ('network', True), ('nobody', False)])
+def test_norm_eval_without_statistics_warns_once(owner, warned, randomize_norms):
+    """For all layers together, at the first training step; not with statistics, nor in evaluation."""
+    layers = [PATConv2d(8, 8, 3, norm_eval=owner == 'layer') for _ in range(3)]
+    network = (NormEval if owner == 'network' else nn.Sequential)(*layers)
+    log = BufferingHandler(100)
+    log.addFilter(FilterDuplicateWarning())  # as of the handlers that mmengine's loggers write with
+    MMLogger.get_current_instance().addHandler(log)
+    loaded = randomize_norms(copy.deepcopy(network))
+    for ready in (copy.deepcopy(network).eval(), loaded.train()):
+        ready(torch.randn(2, 8, 9, 9))
+    assert log.buffer == []
+    for _ in range(2):
+        network.train()(torch.randn(2, 8, 9, 9))
+    texts = [record.getMessage() for record in log.buffer]
+    assert len(texts) == warned and all('batch norms of PATConv' in text and 'WITHOUT NORM' in text for text in texts)
 
 
 @pytest.mark.parametrize('merged', [False, True], ids=['trained', 'merged'])

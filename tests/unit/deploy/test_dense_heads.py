@@ -1,0 +1,124 @@
+# Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
+"""ONNX files of single-stage detectors find what mmdet finds."""
+import pytest
+import torch
+
+from partialnet_mm.deploy.onnx_export import whole_to_onnx
+from partialnet_mm.deploy.whole_model import whole_model
+from partialnet_mm.models import merge_model
+from tests.helpers.detections import ARCH, build_detector, compare, detector_config, finder, noise, predictions
+from tests.helpers.libraries import ROOT, build_model
+
+pytest.importorskip('mmdet')
+
+SMALL_HEAD = dict(num_classes=4, in_channels=32, feat_channels=32, stacked_convs=1)
+RETINANET = 'configs/retinanet/retinanet_partialnet_s_1x.py'
+#: Config, options of the head, layers of its logits.
+HEADS = {
+    'RetinaNet': (RETINANET, SMALL_HEAD, ['retina_cls']),
+    'RetinaNet, softmax': (RETINANET, dict(
+        SMALL_HEAD, loss_cls=dict(type='CrossEntropyLoss')), ['retina_cls']),
+    'ATSS': ('configs/atss/atss_partialnet_s_1x.py', SMALL_HEAD, ['atss_cls']),
+    'RTMDet': ('configs/rtmdet/rtmdet_partialnet_s_custom.py', SMALL_HEAD, ['rtm_cls']),
+    # Boxes may have negative widths.
+    'RTMDet without exp': ('configs/rtmdet/rtmdet_partialnet_t0_custom.py', SMALL_HEAD, ['rtm_cls']),
+    'FCOS': ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', SMALL_HEAD, ['conv_cls']),
+    'GFL': ('gfl/gfl_r50_fpn_1x_coco.py', SMALL_HEAD, ['gfl_cls']),
+    'YOLOX': ('yolox/yolox_tiny_8xb8-300e_coco.py', SMALL_HEAD, ['multi_level_conv_cls', 'multi_level_conv_obj']),
+}
+
+
+def small_detector(kind, **test_cfg):
+    name, head, logits = HEADS[kind]
+    cfg = detector_config(name, ARCH)
+    cfg.model.neck.out_channels = 32
+    if 'loss_cls' in head:
+        cfg.model.bbox_head.pop('loss_cls')
+    cfg.model.bbox_head.update(head)
+    cfg.model.test_cfg.update(test_cfg)
+    return build_detector(cfg, logits)
+
+
+@pytest.mark.parametrize('kind, onnx_file', [
+    *((kind, False) for kind in HEADS), ('RTMDet without exp', True),
+    *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in HEADS if kind != 'RTMDet without exp')])
+def test_finds_what_mmdet_finds(kind, onnx_file):
+    """In batches and images of several sizes, one without any object and one with as many as there may be."""
+    model = small_detector(kind)
+    find = finder(whole_model(model), onnx_file)
+    images = [noise(1, 160, 224, seed) for seed in range(4)]
+    best = [float(predictions(model, image)[0].scores.max()) for image in images]
+    empty = best.index(min(best))
+    model.bbox_head.test_cfg.score_thr = min(best) + 1e-4
+    numbers = compare(find(min(best) + 1e-4), model, torch.cat(images))
+    assert [number == 0 for number in numbers] == [i == empty for i in range(4)]
+    assert compare(find(min(best) + 1e-4), model, images[empty]) == [0]
+
+    model.bbox_head.test_cfg.score_thr = 0.01
+    sizes = [(160, 224), (97, 150), (33, 70), (320, 192)]
+    numbers = [number for i, (height, width) in enumerate(sizes)
+               for number in compare(find(0.01), model, noise(i + 1, height, width, i))]
+    assert max(numbers) >= 100 and max(numbers) == model.bbox_head.test_cfg.get('max_per_img', max(numbers))
+
+
+@pytest.mark.parametrize('test_cfg', [dict(min_bbox_size=40), dict(nms_pre=7), dict(max_per_img=3),
+                                      dict(nms=dict(type='nms', iou_threshold=0.2, class_agnostic=True))], ids=str)
+def test_options_of_the_test(test_cfg):
+    model = small_detector('RetinaNet', **test_cfg)
+    whole = whole_model(model)
+    images = noise(2, 160, 224)
+    assert min(compare(whole, model, images)) > 0
+    changed = [len(found) for found in predictions(model, images)]
+    model.bbox_head.test_cfg.update(min_bbox_size=0, nms_pre=1000, max_per_img=100,
+                                    nms=dict(type='nms', iou_threshold=0.5))
+    assert [len(found) for found in predictions(model, images)] != changed
+
+
+@pytest.mark.parametrize('name, changes, message', [
+    ('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py', {}, 'RTMDetInsSepBNHead .* has a .*_predict_by_feat_single'),
+    ('tood/tood_r50_fpn_1x_coco.py', {}, 'TOODHead .* has a _predict_by_feat_single of its own'),
+    ('fsaf/fsaf_r50_fpn_1x_coco.py', {}, 'TBLRBBoxCoder'),
+    (RETINANET, dict(nms_pre=0), 'test_cfg.nms_pre of RetinaHead is 0'),
+    (RETINANET, dict(max_per_img=-1), 'test_cfg.max_per_img of RetinaHead is -1'),
+    (RETINANET, dict(nms=dict(type='soft_nms')), "test_cfg.nms.type is 'soft_nms'"),
+])
+def test_refuses_what_it_does_not_express(name, changes, message):
+    cfg = detector_config(name, ARCH)
+    cfg.model.test_cfg.update(changes)
+    model = build_model(cfg, init=False)
+    with pytest.raises(ValueError, match=message):
+        whole_model(model)
+
+
+@pytest.mark.slow
+def test_operators_that_onnx_lacks_are_named():
+    model = build_model(detector_config('vfnet/vfnet_r50_fpn_1x_coco.py', ARCH), init=False)
+    with pytest.raises(ValueError, match='(?i)deform_?conv'):
+        whole_to_onnx(whole_model(model))
+
+
+@pytest.mark.parametrize('name, size, divisor', [
+    ('configs/rtmdet/rtmdet_partialnet_s_300e.py', 1, 32), ('configs/rtmdet/rtmdet_partialnet_s_custom.py', 1, 1),
+    (RETINANET, 1, 1)])
+def test_sizes_that_the_host_takes(name, size, divisor):
+    network = whole_model(build_model(detector_config(name, ARCH), init=False)).network
+    assert (network.min_size, network.divisor) == (size, divisor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, logits', [
+    *((str(path.relative_to(ROOT)), [layer]) for folder, layer in (
+        ('retinanet', 'retina_cls'), ('atss', 'atss_cls'), ('rtmdet', 'rtm_cls'))
+      for path in sorted((ROOT / 'configs' / folder).glob('*.py'))),
+    ('retinanet/retinanet_r50_fpn_1x_coco.py', ['retina_cls']),
+    ('atss/atss_r50_fpn_1x_coco.py', ['atss_cls']),
+    ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', ['conv_cls']),
+    ('rtmdet/rtmdet_tiny_8xb32-300e_coco.py', ['rtm_cls']),
+    ('yolox/yolox_s_8xb8-300e_coco.py', ['multi_level_conv_cls', 'multi_level_conv_obj']),
+])
+def test_whole_configs(name, logits):
+    model = build_detector(detector_config(name), logits)
+    merge_model(model)
+    find = finder(whole_model(model), True)(model.bbox_head.test_cfg.score_thr)
+    assert min(compare(find, model, noise(1, 256, 192))) > 0
+    assert min(compare(find, model, noise(2, 224, 320))) > 0
