@@ -29,8 +29,8 @@ def quantize(model: onnx.ModelProto,
     Args:
         model: A float32 model of standard operators, which stays as it is.
         batches: Inputs by name for each calibration run.
-        float_layers: Names of layers that stay in float32, see
-            :meth:`Quantizer.layers`. Defaults to none.
+        float_layers: Names of layers that stay in float32, of those in
+            :attr:`Quantizer.layers`. Defaults to none.
         reduce_range: Whether weights have 7 bits. With 8 bits, processors
             without VNNI saturate sums of two products. Defaults to True.
 
