@@ -27,6 +27,7 @@ HEADS = {
     'YOLOX': ('yolox/yolox_tiny_8xb8-300e_coco.py', SMALL_HEAD, ['multi_level_conv_cls', 'multi_level_conv_obj'],
               ['multi_level_conv_reg']),
 }
+FAST = ('RetinaNet', 'ATSS', 'RTMDet without exp', 'GFL', 'YOLOX')
 
 
 def small_detector(kind, **test_cfg):
@@ -52,8 +53,8 @@ def dividing_threshold(model, images):
 
 
 @pytest.mark.parametrize('kind, onnx_file', [
-    *((kind, False) for kind in HEADS), ('RTMDet without exp', True),
-    *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in HEADS if kind != 'RTMDet without exp')])
+    pytest.param(kind, onnx_file, marks=pytest.mark.slow if onnx_file or kind not in FAST else ())
+    for onnx_file in (False, True) for kind in HEADS])
 def test_finds_what_mmdet_finds(kind, onnx_file):
     """In batches and images of several sizes, one without any object and one with as many as there may be."""
     model = small_detector(kind)
