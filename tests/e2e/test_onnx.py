@@ -87,11 +87,10 @@ def test_classifier(export, capsys):
     assert metadata['config'] == 'classifier.py' and metadata['checkpoint'] == 'classifier.pth'
 
 
-def test_detector_of_masks(export, capsys, tmp_path):
+def test_detector_of_masks(export, tmp_path):
     """A hundred objects per image at five sizes; and none, where no score is above the threshold."""
-    model, session = export('detector', '--cfg-options', *(f'model.test_cfg.{name}' for name in (
+    model, session = export('detector', '--no-check', '--cfg-options', *(f'model.test_cfg.{name}' for name in (
         'rpn.nms_pre=1000', 'rpn.max_per_img=200', 'rcnn.max_per_img=100', 'rcnn.score_thr=0.')))
-    assert capsys.readouterr().out.count('objects differ, ') == 3
     names = [output.name for output in session.get_outputs()]
     assert names == ['boxes', 'scores', 'labels', 'masks']
     model.rpn_head.test_cfg.update(nms_pre=1000, max_per_img=200)
@@ -104,12 +103,13 @@ def test_detector_of_masks(export, capsys, tmp_path):
         for index, sample in enumerate(host_test(model, images)):
             wanted = sample.pred_instances
             number = len(wanted)
-            assert (found['labels'][index][number:] == -1).all() and not found['scores'][index][number:].any()
-            assert np.abs(found['scores'][index][:number] - wanted.scores.numpy()).max() < 1e-4
-            # Equal scores may come in another order.
-            same = (np.abs(found['boxes'][index][:number] - wanted.bboxes.numpy()).max(1) < 0.05) & (
-                found['labels'][index][:number] == wanted.labels.numpy())
-            assert same.mean() > 0.95
+            unused = found['labels'][index] == -1
+            assert not found['scores'][index][unused].any() and abs((~unused).sum() - number) <= 3
+            # Rounding may decide about one of two boxes that overlap by just the threshold of the suppression.
+            boxes = np.abs(found['boxes'][index] - wanted.bboxes.numpy()[:, None]).max(2) < 0.05
+            scores = np.abs(found['scores'][index] - wanted.scores.numpy()[:, None]) < 1e-4
+            same = boxes & scores & (found['labels'][index] == wanted.labels.numpy()[:, None])
+            assert same.any(1).mean() > 0.95 and same.any(0)[:number].mean() > 0.95
             most = max(most, number)
     assert most == 100
 
