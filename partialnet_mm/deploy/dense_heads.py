@@ -134,20 +134,26 @@ class YOLOX(Detector):
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         head = self.model.bbox_head
-        maps = head(self.model.extract_feat(images))
-        priors = head.prior_generator.grid_priors([level.shape[2:] for level in maps[0]], dtype=images.dtype,
-                                                  device=images.device, with_stride=True)
-        logits, deltas, objectness = (
-            torch.cat([_by_prior(level, channels) for level in levels], 1)
-            for levels, channels in zip(maps, (head.cls_out_channels, 4, 1)))
-        scores, labels = logits.sigmoid().max(2)
-        scores = scores * objectness[..., 0].sigmoid()
-        scores = scores.masked_fill(scores < self.score_threshold, UNUSED)
-        centers, strides = torch.cat(priors).split(2, 1)
-        centers, sides = deltas[..., :2] * strides + centers, deltas[..., 2:].exp() * strides
-        boxes = torch.cat([centers - sides / 2, centers + sides / 2], 2)
+        maps = list(zip(*head(self.model.extract_feat(images))))
+        priors = head.prior_generator.grid_priors([level[0].shape[2:] for level in maps], dtype=images.dtype,
+                                                  device=images.device)
+        candidates = [self._candidates(*level, points, stride[0])
+                      for level, points, stride in zip(maps, priors, head.prior_generator.strides)]
+        boxes, scores, labels = (torch.cat(levels, 1) for levels in zip(*candidates))
+        above = scores >= self.score_threshold
+        scores, rows = scores.masked_fill(~above, UNUSED).topk(above.sum(1).max().clamp(min=1))
+        boxes, labels = gather_rows(boxes, rows), gather_rows(labels, rows)
         scores, rows = suppress(boxes, scores, None if self.class_agnostic else labels, self.iou_threshold, None)
         return answers(gather_rows(boxes, rows), scores, gather_rows(labels, rows))
+
+    def _candidates(self, cls_score: Tensor, bbox_pred: Tensor, objectness: Tensor, priors: Tensor,
+                    stride: int) -> tuple[Tensor, Tensor, Tensor]:
+        """All boxes of a level, (B, N, 4), with their scores and labels (B, N)."""
+        scores, labels = _by_prior(cls_score, self.model.bbox_head.cls_out_channels).sigmoid().max(2)
+        deltas = _by_prior(bbox_pred, 4)
+        centers, sides = deltas[..., :2] * stride + priors, deltas[..., 2:].exp() * stride
+        return (torch.cat([centers - sides / 2, centers + sides / 2], 2),
+                scores * _by_prior(objectness, 1)[..., 0].sigmoid(), labels)
 
 
 def divisor_of_sizes(model: nn.Module) -> int:

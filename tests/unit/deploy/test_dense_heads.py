@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from partialnet_mm.deploy.onnx_export import whole_to_onnx
 from partialnet_mm.deploy.whole_model import whole_model
 from partialnet_mm.models import merge_model
 from tests.helpers.detections import ARCH, build_detector, compare, detector_config, finder, noise, predictions
@@ -99,13 +98,6 @@ def test_refuses_what_it_does_not_express(name, changes, message):
     model = build_model(cfg, init=False)
     with pytest.raises(ValueError, match=message):
         whole_model(model)
-
-
-@pytest.mark.slow
-def test_operators_that_onnx_lacks_are_named():
-    model = build_model(detector_config('vfnet/vfnet_r50_fpn_1x_coco.py', ARCH), init=False)
-    with pytest.raises(ValueError, match='(?i)deform_?conv'):
-        whole_to_onnx(whole_model(model))
 
 
 @pytest.mark.parametrize('kind, padding, divisor', [('RTMDet', 1, 32), ('RTMDet', 32, 1), ('RetinaNet', 1, 1)])
