@@ -122,7 +122,8 @@ def test_test_measures_and_draws(trained, monkeypatch, capsys):
     root, options, log = trained
     # A process has one visualizer of a name, which writes to the folder of the training.
     assert run_main(monkeypatch, 'tools/test.py', CONFIG, root / 'work/iter_30.pth', '--work-dir', root / 'test',
-                    '--show-dir', root / 'pictures', '--cfg-options', *options, 'visualizer.name=segmentation_test') == 0
+                    '--show-dir', root / 'pictures', '--cfg-options', *options,
+                    'visualizer.name=segmentation_test') == 0
     measured = float(re.search(r'^mIoU +([\d.]+)$', capsys.readouterr().out, re.M).group(1))
     assert measured == pytest.approx(float(re.findall(r'mIoU: ([\d.]+)', log)[-1]), abs=0.01)
     pictures = sorted((root / 'pictures').rglob('*.png'))
