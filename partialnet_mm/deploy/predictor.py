@@ -36,6 +36,7 @@ class Metadata:
         category_ids: COCO's ids by label, or None.
         score_threshold: Lowest score of a detection that is drawn. Defaults to 0.3.
         mask_threshold: Lowest probability of a pixel of a mask. Defaults to 0.5.
+        min_size: Least height and width of the network's input. Defaults to 1.
     """
 
     task: str
@@ -46,6 +47,7 @@ class Metadata:
     category_ids: list[int] | None = None
     score_threshold: float = 0.3
     mask_threshold: float = 0.5
+    min_size: int = 1
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str]) -> 'Metadata':
@@ -71,7 +73,7 @@ class Metadata:
             exif=('true or false', lambda value: isinstance(value, bool)),
             palette=('a list of colours', lambda value: a_list_of(list)(value) and all(map(_is_colour, value))),
             category_ids=('a list of whole numbers', a_list_of(int)), score_threshold=('a number', a_number),
-            mask_threshold=('a number', a_number))
+            mask_threshold=('a number', a_number), min_size=('a number', a_number))
         values: dict[str, Any] = {}
         for name, (form, fits) in forms.items():
             if name not in texts:
@@ -217,6 +219,10 @@ class Predictor:
         prepared = Prepared(picture)
         for step in self._steps:
             prepared = step(prepared)
+        height, width = prepared.image.shape[:2]
+        if min(height, width) < self.metadata.min_size:  # some graphs answer wrongly and raise nothing
+            raise ValueError(f'the image has {width} x {height} pixels once prepared; the model needs at least '
+                             f'{self.metadata.min_size} x {self.metadata.min_size}')
         images = np.ascontiguousarray(prepared.image[None])
         outputs = dict(zip(self._outputs, (output[0] for output in self._session.run(None, {self._input: images}))))
         if self.metadata.task == 'classification':

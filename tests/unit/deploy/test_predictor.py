@@ -243,6 +243,14 @@ def test_files_of_another_form_are_refused(tmp_path, metadata, message):
         Predictor(model)
 
 
+def test_an_image_below_the_least_size_is_refused(tmp_path):
+    predict = Predictor(write_whole_model(tmp_path / 'm.onnx', 'segmentation', metadata=dict(preprocessing=[],
+                                                                                             min_size=32)))
+    assert predict(picture(32, 40)).class_map.shape == (32, 40)
+    with pytest.raises(ValueError, match='has 40 x 31 pixels once prepared; the model needs at least 32 x 32'):
+        predict(picture(31, 40))
+
+
 def write_images(folder):
     """A JPEG, a PNG in a subfolder, and two images that cannot be read."""
     (folder / 'more').mkdir(parents=True)
