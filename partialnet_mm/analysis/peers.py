@@ -122,7 +122,8 @@ def merge_network(model: nn.Module, shape: Sequence[int]) -> MergedNorms:
             reparameterize_model(model, inplace=True)
         fold_batch_norms(model, lambda: model(images))
         pairs = zip(tree_flatten(model(images))[0], tree_flatten(expected)[0])
-        difference = max(((mine - other).norm() / other.norm()).item() for mine, other in pairs)
+        # Unlike Python's, torch's maximum is NaN where any is.
+        difference = torch.stack([(mine - other).norm() / other.norm() for mine, other in pairs]).max().item()
     if not difference < TOLERANCE:
         raise RuntimeError(f'without its batch norms {type(model).__name__} computes something else: its output '
                            f'differs by {difference:.1e} of its norm, allowed are {TOLERANCE:.0e}')

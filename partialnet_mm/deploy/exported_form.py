@@ -102,7 +102,8 @@ class ExportedStatisticsGate(nn.Module):
         """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
         mean = x.mean((2, 3), keepdim=True)
         squares = (x - mean).square().sum((2, 3), keepdim=True)
-        deviation = (squares / max(x.shape[2] * x.shape[3] - 1, 1)).sqrt()
+        count = x.shape[2] * x.shape[3]
+        deviation = (squares / (count - 1 + 1 // count)).sqrt()
         return F.hardsigmoid(self.conv(torch.cat((mean, deviation), dim=3)))
 
 

@@ -59,7 +59,9 @@ def mean_and_deviation(x: Tensor) -> Tensor:
     pixels = x.permute(0, 2, 3, 1)
     # The difference is float32, too. The compiler of torch 2.1 does not follow torch.promote_types.
     mean = pixels.mean((1, 2), keepdim=True, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    variance = (pixels - mean).square().sum((1, 2), keepdim=True) / max(x.shape[2] * x.shape[3] - 1, 1)
+    count = x.shape[2] * x.shape[3]
+    # One for a single pixel; a trace would keep the result of max() as a constant.
+    variance = (pixels - mean).square().sum((1, 2), keepdim=True) / (count - 1 + 1 // count)
     # The root of 0 has no gradient.
     deviation = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
     return torch.cat((mean, deviation), dim=1).permute(0, 3, 2, 1)

@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 
+from partialnet_mm.deploy.exported_form import exported_form
 from partialnet_mm.models import PartialNet
 from tests.helpers.networks import ALL, relative_error
 
@@ -48,6 +49,19 @@ def test_trace_is_right_at_other_sizes(backbone, batch, tmp_path):
     for shape in (*SHAPES, (2, 3, 32, 33)):
         assert difference(loaded, backbone, shape) < 1e-5
         assert difference(frozen, backbone, shape) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('form', ['trainable', 'merged', 'exported'])
+def test_trace_is_right_on_a_single_pixel(form):
+    """The deviation of a single pixel is 0, in a trace of many pixels, too."""
+    backbone = PartialNet(ARCH, token_mixers='pat_ch', out_indices=ALL).eval()
+    if form != 'trainable':
+        backbone.switch_to_deploy()
+    run = exported_form(backbone) if form == 'exported' else backbone
+    traced = torch.jit.trace(run, torch.randn(2, 3, 96, 128))
+    for size in (32, 64):
+        assert difference(traced, backbone, (2, 3, size, size)) < 1e-5
 
 
 @both_forms(trainable=pytest.mark.slow)
