@@ -20,6 +20,8 @@ DETECTORS = {
     'BaseDenseHead': ('dense_heads', 'SingleStage'),
     'DeformableDETRHead': ('detr', 'DeformableTransformer'),
 }
+#: Layers of mmcv.ops that standard operators express.
+OPERATORS_OF_MMCV = ('RoIAlign', 'MultiScaleDeformableAttention')
 #: The free axes of each output and their names.
 AXES = dict(
     probabilities={0: 'batch'}, class_map={0: 'batch', 1: 'height', 2: 'width'}, boxes={0: 'batch', 1: 'objects'},
@@ -164,6 +166,7 @@ def whole_model(model: nn.Module) -> WholeModel:
         ValueError: If the model cannot be expressed by standard operators of ONNX; the message names its class.
     """
     refuse_search(model)
+    _refuse_operators_of_mmcv(model)
     model = _traceable(copy.deepcopy(model).eval())
     library = next((kind.__module__.partition('.')[0] for kind in type(model).__mro__
                     if kind.__module__.partition('.')[0] in ('mmdet', 'mmseg', 'mmpretrain')), None)
@@ -183,6 +186,15 @@ def refuse_search(model: nn.Module) -> None:
         raise ValueError('the PartialNet learns its split ratios (token_mixers="dpconv" or "dpconv_ch"), and its '
                          'layers have no sizes yet: tools/model_converters/dpconv_to_fixed.py makes the network to '
                          'export')
+
+
+def _refuse_operators_of_mmcv(model: nn.Module) -> None:
+    """Raises a ValueError for a layer of mmcv.ops that no exporter expresses: some fail while torch traces them."""
+    for name, module in model.named_modules():
+        if (any(kind.__module__.startswith('mmcv.ops.') for kind in type(module).__mro__)
+                and type(module).__name__ not in OPERATORS_OF_MMCV):
+            raise ValueError(f'{type(module).__name__} ({name}) cannot be expressed in an ONNX file; of the layers of '
+                             f'mmcv.ops, what can be is {", ".join(OPERATORS_OF_MMCV)}')
 
 
 def detector_exporter(model: nn.Module) -> type[nn.Module]:

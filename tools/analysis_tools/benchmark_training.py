@@ -124,7 +124,6 @@ def train_backbone(name: str, args: argparse.Namespace) -> Step:
 
 def train_config(name: str, args: argparse.Namespace) -> Step:
     """The model and optimizer of a config of mmdet or mmpretrain."""
-    MMLogger.get_instance('benchmark_training', log_level='WARNING')  # no report of each initialized weight
     name, options = split_name(name)
     cfg = read_config(str(find_config(name)))
     cfg.model.backbone.init_cfg = None
@@ -343,6 +342,7 @@ def check(args: argparse.Namespace) -> None:
 
 @command
 def main() -> None:
+    MMLogger.get_instance('benchmark_training', log_level='WARNING')  # no report of each initialized weight
     args = parse_args()
     if args.command == 'data':
         print(f'{describe_machine("cpu")}, {args.rounds} alternating rounds\n\n{args.report}')

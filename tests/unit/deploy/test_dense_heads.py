@@ -88,6 +88,7 @@ def test_options_of_the_test(test_cfg):
     ('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py', {}, 'RTMDetInsSepBNHead .* has a .*_predict_by_feat_single'),
     ('tood/tood_r50_fpn_1x_coco.py', {}, 'TOODHead .* has a _predict_by_feat_single of its own'),
     ('fsaf/fsaf_r50_fpn_1x_coco.py', {}, 'TBLRBBoxCoder'),
+    ('vfnet/vfnet_r50_fpn_1x_coco.py', {}, r'^DeformConv2d \(bbox_head\.vfnet_reg_refine_dconv\) cannot be expressed'),
     (RETINANET, dict(nms_pre=0), 'test_cfg.nms_pre of RetinaHead is 0'),
     (RETINANET, dict(max_per_img=-1), 'test_cfg.max_per_img of RetinaHead is -1'),
     (RETINANET, dict(nms=dict(type='soft_nms')), "test_cfg.nms.type is 'soft_nms'"),
