@@ -177,6 +177,12 @@ def test_backbone_of_a_classifier(export, capsys):
     assert_equal(session, model.backbone, (1, 3, 64, 64))
 
 
+def test_random_weights_with_sync_bn(monkeypatch, tmp_path):
+    config = write_config('classifier', tmp_path / 'config.py', ARCH)
+    assert run_main(monkeypatch, TOOL, config, '--output', tmp_path / 'out.onnx', '--backbone', '--static', '--shape',
+                    64, 64, '--cfg-options', 'model.backbone.norm_cfg.type=SyncBN') == 0
+
+
 @pytest.mark.parametrize('options, message', [
     (['--backbone', '--shape', 31, 64], '--shape must be at least 32 32'),
     (['--output', 'nowhere/out.onnx'], "nowhere' does not exist"),
