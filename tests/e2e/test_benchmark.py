@@ -255,7 +255,7 @@ def test_compiled_networks_compute_the_same(benchmark, monkeypatch):
         return forward
 
     monkeypatch.setattr(torch, 'compile', compare)  # a network that fails is left out
-    modes = ('eager', 'channels_last', 'compile', 'compile_channels_last')
+    modes = ('eager', 'channels_last', 'compile', 'compile_channels_last', 'compile_exported')
     result = benchmark('partialnet_t0', 'fasternet_t0', '--modes', *modes, *SMALL)
     assert result.status == 0 and 'left out' not in result.err
     assert [row[2] for row in result.modes[1::2]] == list(modes)

@@ -38,6 +38,7 @@ from partialnet_mm.analysis.measure import (
 )
 from partialnet_mm.analysis.paper import Figure, read_figures
 from partialnet_mm.analysis.peers import MergedNorms, build_network, check_name, find_config, merge_network
+from partialnet_mm.deploy.exported_form import exported_form
 from partialnet_mm.deploy.runtimes import RUNTIMES, describe_runtime, in_runtime, require_runtime
 from partialnet_mm.engine.runners.config_file import config_errors, read_config
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
@@ -46,8 +47,11 @@ NETWORKS = [f'{family}_{arch}' for arch in ('t0', 't1', 't2', 's', 'm', 'l') for
 #: Peers that the paper's tables do not have.
 MORE_PEERS = ('efficientnet_b2', 'ghostnet_100', 'mmpretrain:shufflenet-v2-1x_16xb64_in1k')
 AMP = {'bf16': torch.bfloat16, 'fp16': torch.float16}
-#: Modes of torch that differ in the memory format alone; other runtimes choose it by themselves.
-TORCH_KINDS = {'eager': ('eager', 'channels_last'), 'torch.compile': ('compile', 'compile_channels_last')}
+#: Modes of torch that differ in the memory format, or the form of merged blocks; other runtimes choose by themselves.
+TORCH_KINDS = {'eager': ('eager', 'channels_last'),
+               'torch.compile': ('compile', 'compile_channels_last', 'compile_exported')}
+#: What the tables call a mode of torch, by a part of its name.
+FORMATS = dict(exported='exported form', channels_last='channels_last')
 KINDS = {**TORCH_KINDS, **{mode: (mode, ) for mode in (*RUNTIMES, 'onnxruntime INT8')}}
 MODES = [mode for kind in TORCH_KINDS.values() for mode in kind]
 #: Of all families but PartialNet, which is red.
@@ -99,7 +103,8 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
                         'with ranges of random images')
     parser.add_argument('--modes', nargs='+', choices=MODES,
                         help='ways to run in torch, each network in each; compile is torch.compile with frozen '
-                        'weights, which takes up to minutes per network (default: eager channels_last)')
+                        'weights, which takes up to minutes per network, and compile_exported compiles PartialNet in '
+                        'the form of exported files (default: eager channels_last)')
     parser.add_argument('--amp', choices=list(AMP), help='autocast to that type (default: float32)')
     parser.add_argument('--tf32', action='store_true',
                         help='on a GPU, compute products and convolutions of float32 in TF32 (default: neither; torch '
@@ -206,7 +211,8 @@ def load(name: str, args: argparse.Namespace) -> Network:
 def prepare(network: Network, mode: str, amp: str | None) -> Callable[[], Tensor]:
     """A function that runs a network once in a mode; its first run, which compiles, is done."""
     model, images, compiled = network.model, network.images, 'compile' in mode
-    if 'channels_last' in mode:
+    if any(part in mode for part in FORMATS):
+        model = exported_form(model) if 'exported' in mode else model
         model = copy.deepcopy(model).to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     run = torch.compile(model, fullgraph=True) if compiled else model
@@ -264,7 +270,7 @@ def reference_of(name: str, args: argparse.Namespace) -> str | None:
 
 
 def best_mode(times: Times, name: str | None, kind: str) -> str | None:
-    """The faster of a kind's memory formats for a network; None where it was run in neither."""
+    """The fastest of a kind's formats for a network; None where it was run in neither."""
     run = [mode for mode in KINDS[kind] if (name, mode) in times]
     return min(run, key=lambda mode: statistics.median(times[name, mode]), default=None)
 
@@ -303,7 +309,7 @@ def print_modes(rows: Sequence[dict]) -> None:
 
 
 def print_best(times: Times, networks: dict[str, Network], args: argparse.Namespace) -> None:
-    """Each network in its faster memory format, over its reference in the reference's own faster one."""
+    """Each network in its fastest format, over its reference in the reference's own fastest one."""
     kinds = [kind for kind in KINDS if any(mode in args.modes for mode in KINDS[kind])]
     rows = []
     for name, network in networks.items():
@@ -314,7 +320,7 @@ def print_best(times: Times, networks: dict[str, Network], args: argparse.Namesp
             if mode is None:
                 row += ['', '', '']
                 continue
-            row += ['channels_last' if 'channels_last' in mode else 'contiguous',
+            row += [next((text for part, text in FORMATS.items() if part in mode), 'contiguous'),
                     f'{1e3 * statistics.median(times[name, mode]):.2f}',
                     ratio(times, (name, mode), (reference, other)).text(3) if other else '']
         base = networks[reference].printed if reference else None
@@ -367,7 +373,7 @@ def draw_pictures(times: Times, networks: dict[str, Network], kind: str, args: a
         medians = {name: statistics.median(times[name, mode]) for name in known
                    if (mode := best_mode(times, name, kind))}
         label = 'throughput (images/s)' if args.batch > 1 else 'latency of one image (ms)'
-        title = (f'{describe(args)}, {kind}, faster memory format of each, batch {args.batch}, '
+        title = (f'{describe(args)}, {kind}, fastest format of each, batch {args.batch}, '
                  f'{number_format(args)}')
         draw([(known[name].printed, args.batch / median if args.batch > 1 else 1e3 * median)
               for name, median in medians.items()], f'{label}, measured', title, args.picture)
