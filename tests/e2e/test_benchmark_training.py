@@ -80,6 +80,15 @@ def test_classifiers(rows):
     assert 'batch 2, 64 x 64' in out and 'arithmetic' not in out
 
 
+def test_compiled_classifiers(rows, no_processes, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, 'compile', lambda model: compiled.append(type(model).__name__) or model)
+    found, _ = rows('classifiers', 'partialnet_t0', '--compile', '--batch', '2', '--size', '32', '32')
+    assert [row[0] for row in found] == ['partialnet_t0+compiled', 'partialnet_t0'] and len(compiled) == 1
+    for row in found:
+        check_times(row, 2)
+
+
 def test_backbones_with_checkpointing_and_in_the_folded_form(rows, no_processes):
     pytest.importorskip('timm')
     found, _ = rows('backbones', 'partialnet_t0', 'fasternet_t0', '--with-cp', '--norm-act', '--folded',

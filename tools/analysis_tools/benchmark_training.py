@@ -56,6 +56,8 @@ FORMS = {
     'norm_act': {'+norm_act': dict(with_cp='norm_act', train_folded=False)},
     'folded': {'+folded': dict(norm_eval=True, train_folded=True), '+plain': dict(norm_eval=True, train_folded=False)},
 }
+#: Appended to the name of a classifier whose step is compiled.
+COMPILED = '+compiled'
 SUFFIXES = {suffix: options for forms in FORMS.values() for suffix, options in forms.items()}
 #: Objects per image: train2017 of COCO has 860001 on 118287 images.
 OBJECTS = 7
@@ -94,14 +96,15 @@ def build_backbone(name: str) -> nn.Module:
 
 
 def train_classifier(name: str, args: argparse.Namespace) -> Step:
-    model = to_device(build_network(name), args)
+    model = to_device(build_network(name.removesuffix(COMPILED)), args)
+    run = torch.compile(model) if name.endswith(COMPILED) else model
     labels = torch.arange(args.batch, device=args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     images = functools.cache(lambda size: random_images(size, args))
 
     def step(size: Size) -> None:
         with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
-            loss = F.cross_entropy(model(images(size)), labels)
+            loss = F.cross_entropy(run(images(size)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -288,6 +291,8 @@ def parse_args() -> argparse.Namespace:
     command = add('classifiers', 32, (224, 224))
     command.add_argument('networks', nargs='*', default=['partialnet_t2', 'fasternet_t2'], help=names)
     command.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
+    command.add_argument('--compile', action='store_true',
+                         help='also measure each network compiled by torch.compile, which takes minutes')
     command = add('backbones', 1, (800, 1344))
     command.add_argument('networks', nargs='*', default=['partialnet_s', 'fasternet_s', 'resnet50'], help=names)
     command.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
@@ -333,6 +338,8 @@ def check(args: argparse.Namespace) -> None:
                 raise ValueError(f'there is no network {name!r}: allowed are partialnet_ARCH with ARCH one of '
                                  f'{", ".join(PartialNet.arch_settings)}, and the names of timm')
     suffixes = [suffix for option, forms in FORMS.items() if getattr(args, option, False) for suffix in forms]
+    if getattr(args, 'compile', False):
+        args.networks = [f'{name}{COMPILED}' for name in args.networks] + args.networks
     if suffixes:
         ours = [name for name in args.networks if name.startswith('partialnet_') or (
             name.endswith('.py')
