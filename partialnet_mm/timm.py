@@ -243,8 +243,8 @@ def _create(arch: str, pretrained: bool, options: dict[str, Any], **defaults: An
         raise ValueError(f'pretrained=True: {name} has no published weights; checkpoint_path=FILE loads a file, and '
                          'pretrained=True with pretrained_cfg_overlay=dict(file=FILE) adapts it to other classes')
     if 'out_indices' in options and not options.get('features_only'):
-        raise ValueError(f'out_indices={options["out_indices"]!r} needs features_only=True: a classifier reads the last '
-                         'stage')
+        raise ValueError(f'out_indices={options["out_indices"]!r} needs features_only=True: a classifier reads the '
+                         'last stage')
     return build_model_with_cfg(
         PartialNetClassifier, name, pretrained, pretrained_filter_fn=_own_names,
         feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'), **{**defaults, 'arch': arch, **options})

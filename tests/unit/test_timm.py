@@ -178,7 +178,7 @@ def test_weights_from_a_file(model, images, tmp_path):
     assert torch.equal(features(images)[-1], model.forward_features(images))
     torch.save(model.backbone.state_dict(), path)
     for options in (dict(num_classes=10), dict(features_only=True)):
-        with pytest.raises(ValueError, match=r'another network: \d+ tensors .*; they begin with downsample_layers\.0\.'):
+        with pytest.raises(ValueError, match='another network: .* they begin with downsample_layers'):
             create(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)), **options)
 
 
