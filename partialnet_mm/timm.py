@@ -13,6 +13,7 @@ from mmengine.model import initialize
 from torch import Tensor, device, dtype, nn
 
 from .checkpoint.layouts import with_own_names
+from .checkpoint.pretrained import shorten
 from .models import PartialNet, PartialNetBlock
 
 try:
@@ -222,8 +223,17 @@ def _linear(channels: int, outputs: int) -> nn.Module:
 
 
 def _own_names(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights of this project's classifiers or of the official code, by the names of this project."""
-    return with_own_names(state_dict) or state_dict
+    """Weights of this project's classifiers or of the official code, by the names of this project.
+
+    Raises:
+        ValueError: If a tensor of the backbone is missing, which timm does not report where it replaces the head.
+    """
+    state = with_own_names(state_dict) or state_dict
+    missing = [name for name in model.state_dict() if name.startswith('backbone.') and name not in state]
+    if missing:
+        raise ValueError(f'the weights are of another network: {len(missing)} tensors of the backbone are missing, '
+                         f'{shorten(missing, 3)}; they begin with {shorten(list(state), 3)}')
+    return state
 
 
 def _create(arch: str, pretrained: bool, options: dict[str, Any], **defaults: Any) -> nn.Module:
@@ -232,9 +242,12 @@ def _create(arch: str, pretrained: bool, options: dict[str, Any], **defaults: An
     if pretrained and not (overlay.get('file') or overlay.get('state_dict') or options.get('pretrained_cfg')):
         raise ValueError(f'pretrained=True: {name} has no published weights; checkpoint_path=FILE loads a file, and '
                          'pretrained=True with pretrained_cfg_overlay=dict(file=FILE) adapts it to other classes')
+    if 'out_indices' in options and not options.get('features_only'):
+        raise ValueError(f'out_indices={options["out_indices"]!r} needs features_only=True: a classifier reads the '
+                         'last stage')
     return build_model_with_cfg(
         PartialNetClassifier, name, pretrained, pretrained_filter_fn=_own_names,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'), **dict(defaults, arch=arch, **options))
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'), **{**defaults, 'arch': arch, **options})
 
 
 default_cfgs = generate_default_cfgs({

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -246,13 +247,16 @@ def refuse_overwrites(outputs: Iterable[Path], inputs: Iterable[str], force: boo
     """Calls :func:`refuse_overwrite` for every output, with the one input that could be the same file.
 
     Raises:
-        ValueError: If an output is an input, or exists and ``force`` is False.
+        ValueError: If an output is an input or that of two images, or exists and ``force`` is False.
     """
     def identity(path: str | Path) -> tuple[int, int]:
         status = os.stat(path)
         return status.st_dev, status.st_ino
 
-    sources = {identity(path): path for path in inputs}
+    outputs, sources = list(outputs), {identity(path): path for path in inputs}
+    twice = next((path for path, count in Counter(outputs).items() if count > 1), None)
+    if twice:
+        raise ValueError(f'two images would both give {str(twice)!r}: run them separately')
     for path in outputs:
         source = sources.get(identity(path)) if path.exists() else None
         refuse_overwrite(path, [] if source is None else [source], force)

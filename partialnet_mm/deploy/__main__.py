@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -116,10 +117,15 @@ class Outputs:
     def refuse_overwrites(self, images: dict[str, Path], inputs: Sequence[Path], force: bool) -> None:
         """Raises a ValueError if a file that would be written is an input, or exists and ``force`` is False."""
         written = [self.predictions, *(path for name in images for path in self.of(name) if path)]
+        twice = next((path for path, count in Counter(written).items() if count > 1), None)
+        if twice:
+            raise ValueError(f'two images would both give {str(twice)!r}: run them separately')
         read = {path.resolve() for path in (*images.values(), *inputs)}
         for path in written:
             if path.resolve() in read or (path.exists() and any(path.samefile(source) for source in inputs)):
                 raise ValueError(f'{str(path)!r} is not written: it would overwrite the input. Name another --out-dir')
+            if path.is_dir():
+                raise ValueError(f'{str(path)!r} is not written: it is a folder')
             if os.path.lexists(path) and not force:
                 raise ValueError(f'{str(path)!r} is not written: it exists. --force overwrites it')
 
@@ -148,7 +154,7 @@ def progress(items: Sequence[str]) -> Iterator[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predicts all images; returns 1 if there was one without a prediction."""
+    """Predicts all images; returns 1 if there was one without a prediction or picture."""
     try:
         predictor = Predictor(args.model, args.threads, args.providers)
         metadata = predictor.metadata
@@ -160,24 +166,29 @@ def run(args: argparse.Namespace) -> int:
         category_ids = metadata.category_ids or range(len(metadata.classes))
         if args.annotations:
             image_ids, category_ids = read_ids(args.annotations, metadata, list(images))
+        args.out_dir.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise ValueError(f'nothing was started: {error}') from error
-    entries, broken = [], []
+    entries, broken, undrawn = [], [], []
     for name in progress(list(images)):
         try:
             result = predictor(images[name])
         except Exception as error:  # Pillow and onnxruntime raise many types
             broken.append(f'{images[name]}: {" ".join(str(error).split())[:300] or type(error).__name__}')
             continue
-        outputs.write(name, result, args.score_thr)
         entries += coco_results(result, image_ids[name], category_ids)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            outputs.write(name, result, args.score_thr)
+        except OSError as error:
+            undrawn.append(f'{images[name]}: {error}')
     outputs.predictions.write_text(json.dumps(entries))
     pictures = '' if args.no_draw else f', pictures in {outputs.pictures}'
     sys.stdout.write(f'{len(images) - len(broken)} images: predictions in {outputs.predictions}{pictures}\n')
     if broken:
         sys.stderr.write(f'{len(broken)} images have no prediction:\n' + '\n'.join(broken) + '\n')
-    return int(bool(broken))
+    if undrawn:
+        sys.stderr.write(f'{len(undrawn)} images have no picture or class map:\n' + '\n'.join(undrawn) + '\n')
+    return int(bool(broken or undrawn))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -83,7 +83,7 @@ def read_ids(path: str | Path, metadata: 'Metadata', names: Sequence[str]) -> tu
         ValueError: If the file is no such file, or lacks an image or a class.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
         images = {image['file_name']: image['id'] for image in content['images']}
         categories = {category['name']: category['id'] for category in content['categories']}
     except (ValueError, KeyError, TypeError) as error:

@@ -63,9 +63,14 @@ def read_picture(source: str | os.PathLike | Image.Image | np.ndarray, exif: boo
 
 
 def _to_rgb(image: Image.Image, exif: bool) -> np.ndarray:
+    # Pillow gives 16 bits of PGM, and before 10.3 of PNG, as 32.
+    has_16_bits = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM')
+    if image.mode in ('I', 'F') and not has_16_bits:
+        raise ValueError(f'its pixels are numbers of 32 bits (mode {image.mode!r}), whose range from black to white is '
+                         'unknown: convert it to 8 bits')
     if exif:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I;16'):
+    if has_16_bits:
         # Pillow cuts 16 bits at 255; OpenCV keeps the upper eight.
         grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))

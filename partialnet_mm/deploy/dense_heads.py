@@ -171,4 +171,5 @@ def divisor_of_sizes(model: nn.Module) -> int:
 
 def _by_prior(level: Tensor, channels: int) -> Tensor:
     """The predictions (B, priors, channels) of a feature map (B, C, H, W) in the order of mmdet's priors."""
-    return level.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, channels))
+    # torch's exporter writes sizes that follow an unflatten as those of the traced image.
+    return level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, channels)

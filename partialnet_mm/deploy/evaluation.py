@@ -1,5 +1,6 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The metrics of a config for the ONNX file of a whole model."""
+import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,12 @@ def evaluate(predict: Predict, cfg: Config, images: int | None = None) -> dict[s
         predict: :func:`predictions_of` an ONNX file, or the ``test_step`` of a model.
         cfg: With ``test_dataloader`` and ``test_evaluator``.
         images: Number of images, from the first. Defaults to all.
+
+    Raises:
+        ValueError: If the file was made for another number or order of classes than the test data has.
     """
     loader = _test_loader(cfg)
+    _require_classes(getattr(predict, 'classes', None), loader.dataset.metainfo.get('classes'))
     evaluator = Evaluator(cfg.test_evaluator)
     evaluator.dataset_meta = loader.dataset.metainfo
     number = 0
@@ -64,6 +69,7 @@ def predictions_of(model: 'onnx.ModelProto | str') -> Predict:
             fill(sample, {name: values[index] for name, values in found.items()}, mask_threshold)
         return samples
 
+    predict.classes = json.loads(metadata.get('classes', 'null'))
     return predict
 
 
@@ -89,6 +95,19 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
         [masks[:, None]], [results], [dict(ori_shape=size, scale_factor=(1., 1.))],
         ConfigDict(mask_thr_binary=threshold), rescale=True, activate_map=True)
     return results.masks
+
+
+def _require_classes(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> None:
+    if not ours or not theirs:
+        return
+    if len(ours) != len(theirs):
+        raise ValueError(f'the model has {len(ours)} classes and the test data {len(theirs)}: needed is the config '
+                         'that the model was exported with')
+    labels = {name: label for label, name in enumerate(theirs)}  # classes may have other names in the data
+    moved = next((name for label, name in enumerate(ours) if labels.get(name, label) != label), None)
+    if moved is not None:
+        raise ValueError(f'class {moved!r} has label {ours.index(moved)} in the model and {labels[moved]} in the test '
+                         'data: needed is the config that the model was exported with')
 
 
 def _test_loader(cfg: Config) -> DataLoader:

@@ -201,7 +201,8 @@ class Predictor:
         inputs = [(entry.name, entry.type, len(entry.shape)) for entry in self._session.get_inputs()]
         if [entry[1:] for entry in inputs] != [('tensor(uint8)', 4)]:
             raise ValueError(f'it must have one input, images (B, H, W, 3) of uint8; it has {inputs}')
-        self._input = inputs[0][0]
+        self._input, shape = inputs[0][0], self._session.get_inputs()[0].shape
+        self._size = tuple(shape[1:3]) if all(isinstance(side, int) for side in shape[1:3]) else None
         self._outputs = [output.name for output in self._session.get_outputs()]
         missing = [name for name in OUTPUTS[self.metadata.task] if name not in self._outputs]
         if missing:
@@ -223,17 +224,24 @@ class Predictor:
         if min(height, width) < self.metadata.min_size:  # some graphs answer wrongly and raise nothing
             raise ValueError(f'the image has {width} x {height} pixels once prepared; the model needs at least '
                              f'{self.metadata.min_size} x {self.metadata.min_size}')
+        if self._size not in (None, (height, width)):
+            raise ValueError(f'the image has {width} x {height} pixels once prepared; the model takes '
+                             f'{self._size[1]} x {self._size[0]} only, as it was exported with --static')
         images = np.ascontiguousarray(prepared.image[None])
-        outputs = dict(zip(self._outputs, (output[0] for output in self._session.run(None, {self._input: images}))))
+        try:
+            found = self._session.run(None, {self._input: images})
+        except Exception as error:  # onnxruntime's own types
+            raise ValueError(f'onnxruntime fails on {width} x {height} pixels: {_one_line(error)}') from error
+        outputs = {name: output[0] for name, output in zip(self._outputs, found)}
         if self.metadata.task == 'classification':
             return Result(self.metadata, picture, probabilities=outputs['probabilities'])
         if self.metadata.task == 'segmentation':
             return Result(self.metadata, picture, class_map=_on_picture(outputs['class_map'], prepared, picture))
-        found = outputs['labels'] >= 0
-        boxes = (outputs['boxes'][found] + np.tile(np.float32(prepared.corner), 2)) / np.tile(
+        used = outputs['labels'] >= 0
+        boxes = (outputs['boxes'][used] + np.tile(np.float32(prepared.corner), 2)) / np.tile(
             np.float32(prepared.scale), 2)
-        masks = outputs['masks'][found] if 'masks' in outputs else None
-        return Result(self.metadata, picture, boxes, outputs['scores'][found], outputs['labels'][found], masks)
+        masks = outputs['masks'][used] if 'masks' in outputs else None
+        return Result(self.metadata, picture, boxes, outputs['scores'][used], outputs['labels'][used], masks)
 
 
 def _on_picture(class_map: np.ndarray, prepared: Prepared, picture: np.ndarray) -> np.ndarray:

@@ -224,6 +224,7 @@ def test_the_loader_of_the_config_reads(classifier, monkeypatch, tmp_path):
     (dict(images=['missing']), "image or folder 'missing' does not exist"),
     (dict(images=['{tmp}/empty']), r"no image in folder '.*empty'.*\.jpg"),
     (dict(images=['{tmp}/images', '{tmp}/images/more/../a.jpg']), "would both give 'a.jpg'"),
+    (dict(images=['{tmp}/twins']), r"two images would both give .*c\.bmp\.png'"),
     (dict(out='{tmp}/images/out'), 'lies in the folder of images'),
     (dict(config='missing.py'), "config 'missing.py' does not exist"),
     (dict(checkpoint='missing.pth'), "checkpoint 'missing.pth' does not exist"),
@@ -236,7 +237,10 @@ def test_the_loader_of_the_config_reads(classifier, monkeypatch, tmp_path):
     (dict(options=['--cfg-options', 'model.backbone.deploy=True']), 'belongs to another network'),
 ])
 def test_wrong_usage(changes, message, classifier, monkeypatch, capsys, tmp_path, images):
-    (tmp_path / 'empty').mkdir()
+    for folder in ('empty', 'twins'):
+        (tmp_path / folder).mkdir()
+    for name in ('c.bmp', 'c.bmp.png'):
+        shutil.copy(images / 'b.png', tmp_path / 'twins' / name)
     given = dict(config=classifier[0], checkpoint=classifier[1], images=['{tmp}/images'], out='{tmp}/out', options=[])
     given.update(changes)
     words = [given['config'], given['checkpoint'], *given['images'], '--out-dir', given['out'], '--device', 'cpu',

@@ -125,14 +125,23 @@ def test_metrics_of_a_file_are_those_of_pytorch(export, monkeypatch, tmp_path, c
     data = write_coco_data(tmp_path, dict(val=2))
     file = data / 'annotations/instances_val.json'
     capsys.readouterr()
-    assert run_main(
-        monkeypatch, 'tools/deployment/test_onnx.py', tmp_path / 'out.onnx', tmp_path / 'detector.py', '--checkpoint',
-        tmp_path / 'detector.pth', '--images', 1, '--cfg-options', f'test_dataloader.dataset.data_root={data}',
-        'test_dataloader.dataset.data_prefix.img=images/', f'test_dataloader.dataset.ann_file={file}',
-        f'test_dataloader.dataset.metainfo.classes={list(NAMES)}', f'test_evaluator.ann_file={file}') == 0
+
+    def run(classes, *options):
+        return run_main(
+            monkeypatch, 'tools/deployment/test_onnx.py', tmp_path / 'out.onnx', tmp_path / 'detector.py', *options,
+            '--images', 1, '--cfg-options', f'test_dataloader.dataset.data_root={data}',
+            'test_dataloader.dataset.data_prefix.img=images/', f'test_dataloader.dataset.ann_file={file}',
+            f'test_dataloader.dataset.metainfo.classes={classes}', f'test_evaluator.ann_file={file}')
+
+    assert run(list(NAMES), '--checkpoint', tmp_path / 'detector.pth') == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith('coco/')]
     assert {'coco/bbox_mAP', 'coco/segm_mAP'} < {line[0] for line in lines}
     assert all(abs(float(line[-1])) <= 0.002 for line in lines)
+    first, second, third = CLASSES['detector']
+    for classes, message in (([second, first, third], f'class {first!r} has label 0 in the model and 1 in the test'),
+                             ([first], 'the model has 3 classes and the test data 1')):
+        assert run(classes, '--skip-preflight') == 2
+        assert message in capsys.readouterr().err
 
 
 def test_segmentor(export, capsys):

@@ -176,6 +176,15 @@ def test_weights_from_a_file(model, images, tmp_path):
     assert adapted(images[:, :1]).shape == (2, 5)
     features = create(features_only=True, pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
     assert torch.equal(features(images)[-1], model.forward_features(images))
+    torch.save(model.backbone.state_dict(), path)
+    for options in (dict(num_classes=10), dict(features_only=True)):
+        with pytest.raises(ValueError, match='another network: .* they begin with downsample_layers'):
+            create(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)), **options)
+
+
+def test_the_arch_of_the_appendix():
+    model = create(arch='t0-appendix', num_classes=2)
+    assert [len(stage) for stage in model.backbone.stages] == [1, 2, 8, 2]
 
 
 def test_wrong_arguments_are_refused():
@@ -187,3 +196,5 @@ def test_wrong_arguments_are_refused():
         create(init_cfg=dict(type='Pretrained', checkpoint='weights.pth'))
     with pytest.raises(ValueError, match="gate must be one of"):
         create(gate='unknown')
+    with pytest.raises(ValueError, match=r'out_indices=\(0, 1\) needs features_only=True'):
+        create(out_indices=(0, 1))

@@ -71,6 +71,16 @@ def test_finds_what_mmdet_finds(kind, onnx_file):
     assert max(numbers) >= 100 and max(numbers) == model.bbox_head.test_cfg.get('max_per_img', max(numbers))
 
 
+def test_larger_images_than_the_traced_one():
+    """A file keeps as many candidates of each level as the host, and not as many as the traced image has."""
+    model = small_detector('RetinaNet', max_per_img=9999, min_bbox_size=-1,
+                           nms=dict(type='nms', iou_threshold=1.))
+    images = noise(1, 320, 416)
+    levels = [level.numel() for level in model.bbox_head(model.extract_feat(torch.zeros(1, 3, 320, 416)))[0]]
+    assert levels[3] > 1000 > levels[3] * 160 * 288 / (320 * 416)
+    assert finder(whole_model(model), True)(0.)(images)[0].shape[1] == sum(min(level, 1000) for level in levels)
+
+
 @pytest.mark.parametrize('test_cfg', [dict(min_bbox_size=40), dict(nms_pre=7), dict(max_per_img=3),
                                       dict(nms=dict(type='nms', iou_threshold=0.2, class_agnostic=True))], ids=str)
 def test_options_of_the_test(test_cfg):

@@ -6,6 +6,7 @@ import re
 import cv2
 import mmcv
 import numpy as np
+import onnx
 import pytest
 import torch
 from mmcv.transforms import CenterCrop, Pad, Resize
@@ -125,6 +126,16 @@ def test_images_of_every_mode(tmp_path, mode):
         image.putalpha(128) if mode in ('LA', 'RGBA') else None
         image.convert(mode).save(path)
     np.testing.assert_array_equal(read_picture(path, True), cv2.imread(str(path))[..., ::-1])
+
+
+def test_images_of_16_and_32_bits(tmp_path):
+    grey = np.arange(0, 65000, 13, dtype=np.uint16).reshape(50, 100)
+    cv2.imwrite(str(tmp_path / 'a.pgm'), grey)
+    np.testing.assert_array_equal(read_picture(tmp_path / 'a.pgm', True), np.stack([grey >> 8] * 3, 2))
+    for kind in (np.int32, np.float32):
+        Image.fromarray(grey.astype(kind)).save(tmp_path / 'a.tif')
+        with pytest.raises(ValueError, match="numbers of 32 bits .mode '[IF]'., .*: convert it to 8 bits"):
+            read_picture(tmp_path / 'a.tif', True)
 
 
 @pytest.mark.parametrize('image', [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32),
@@ -249,6 +260,40 @@ def test_an_image_below_the_least_size_is_refused(tmp_path):
     assert predict(picture(32, 40)).class_map.shape == (32, 40)
     with pytest.raises(ValueError, match='has 40 x 31 pixels once prepared; the model needs at least 32 x 32'):
         predict(picture(31, 40))
+
+
+def test_a_file_of_one_size_names_it(tmp_path):
+    path = write_whole_model(tmp_path / 'm.onnx', 'classification')
+    model = onnx.load(path)
+    for axis, side in enumerate((1, 32, 40)):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = side
+    onnx.save(model, path)
+    assert Predictor(path)(picture(32, 40)).probabilities.shape == (3, )
+    with pytest.raises(ValueError, match='has 40 x 31 pixels once prepared; the model takes 40 x 32 only'):
+        Predictor(path)(picture(31, 40))
+
+
+def test_results_are_not_lost(tmp_path, capsys):
+    """Pictures of two images in one file, a folder where a file goes, and pictures that cannot be written."""
+    images, out = tmp_path / 'images', tmp_path / 'out'
+    images.mkdir()
+    for name in ('a.bmp', 'a.bmp.png', 'b.jpg'):
+        Image.fromarray(picture(8, 9)).save(images / name)
+    model = str(write_whole_model(tmp_path / 'm.onnx', 'classification'))
+    assert main([model, str(images), '--out-dir', str(out)]) == 2
+    assert re.search(r'nothing was started: two images .*a\.bmp\.png.: run them separately', capsys.readouterr().err)
+    (images / 'a.bmp.png').unlink()
+    (out / 'predictions.json').mkdir(parents=True)
+    assert main([model, str(images), '--out-dir', str(out)]) == 2
+    assert re.search(r'nothing was started: .*predictions\.json. .*: it is a folder', capsys.readouterr().err)
+    (out / 'predictions.json').rmdir()
+    (tmp_path / 'file').touch()
+    assert main([model, str(images), '--out-dir', str(tmp_path / 'file')]) == 2
+    assert 'nothing was started' in capsys.readouterr().err
+    (out / 'pictures').touch()
+    assert main([model, str(images), '--out-dir', str(out)]) == 1
+    assert '2 images have no picture or class map' in capsys.readouterr().err
+    assert [entry['image_id'] for entry in json.loads((out / 'predictions.json').read_text())] == ['a.bmp', 'b.jpg']
 
 
 def write_images(folder):
