@@ -29,7 +29,7 @@ def evaluate(predict: Predict, cfg: Config, images: int | None = None) -> dict[s
     """The metrics of the config's test_evaluator on its test data, image by image.
 
     Args:
-        predict: :func:`predictions_of` an ONNX file, or the ``test_step`` of a model.
+        predict: :class:`OnnxPredictions`, or the ``test_step`` of a model.
         cfg: With ``test_dataloader`` and ``test_evaluator``.
         images: Number of images, from the first. Defaults to all.
 
@@ -48,29 +48,35 @@ def evaluate(predict: Predict, cfg: Config, images: int | None = None) -> dict[s
     return evaluator.evaluate(number)
 
 
-def predictions_of(model: 'onnx.ModelProto | str') -> Predict:
-    """The model of an ONNX file of a whole model, or the path of the file, as a function of the host's batches.
+class OnnxPredictions:
+    """The ONNX file of a whole model as a function from the host's batches to data samples with predictions.
+
+    Args:
+        model: The model of the file, or the path of the file.
+
+    Attributes:
+        classes: Names of the model's classes, by label, or None.
 
     Raises:
         ValueError: If onnxruntime does not load it, or it is not of a whole model.
     """
-    session = session_of(model)
-    metadata = session.get_modelmeta().custom_metadata_map
-    names = [output.name for output in session.get_outputs()]
-    fill = dict(probabilities=_fill_class, class_map=_fill_map, boxes=_fill_objects).get(names[0])
-    if fill is None:
-        raise ValueError(f'the ONNX model gives {", ".join(names)}: no whole model has these outputs')
-    mask_threshold = float(metadata.get('mask_threshold', 0.5))
 
-    def predict(batch: dict) -> list[Any]:
-        found = dict(zip(names, run_session(session, images_of(batch))))
+    def __init__(self, model: 'onnx.ModelProto | str') -> None:
+        self._session = session_of(model)
+        self._names = [output.name for output in self._session.get_outputs()]
+        self._fill = dict(probabilities=_fill_class, class_map=_fill_map, boxes=_fill_objects).get(self._names[0])
+        if self._fill is None:
+            raise ValueError(f'the ONNX model gives {", ".join(self._names)}: no whole model has these outputs')
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._mask_threshold = float(metadata.get('mask_threshold', 0.5))
+        self.classes: list[str] | None = json.loads(metadata.get('classes', 'null'))
+
+    def __call__(self, batch: dict) -> list[Any]:
+        found = dict(zip(self._names, run_session(self._session, images_of(batch))))
         samples = list(batch['data_samples'])
         for index, sample in enumerate(samples):
-            fill(sample, {name: values[index] for name, values in found.items()}, mask_threshold)
+            self._fill(sample, {name: values[index] for name, values in found.items()}, self._mask_threshold)
         return samples
-
-    predict.classes = json.loads(metadata.get('classes', 'null'))
-    return predict
 
 
 def calibration_images(cfg: Config, images: int | None = None) -> Iterator[dict[str, 'np.ndarray']]:

@@ -25,7 +25,7 @@ from rich.console import Console
 from partialnet_mm.analysis.commands import positive
 from partialnet_mm.analysis.measure import markdown_table, ratio, time_in_rounds
 from partialnet_mm.checkpoint.atomic import refuse_overwrite, write_atomically
-from partialnet_mm.deploy.evaluation import calibration_images, evaluate, predictions_of
+from partialnet_mm.deploy.evaluation import OnnxPredictions, calibration_images, evaluate
 from partialnet_mm.deploy.onnx_export import require_onnx
 from partialnet_mm.engine.runners.command_line import KeyValues, load_config
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
@@ -158,7 +158,7 @@ def main() -> None:
     log = Console(stderr=True)
     model = read_model(args.model)
     calibration = with_calibration_data(cfg, args.split)
-    measure = predictions_of(model)
+    measure = OnnxPredictions(model)
     with log.status('calibrating'):
         images = list(calibration_images(calibration, args.images))
         quantizer = Quantizer(model, images, not args.full_range)
@@ -169,7 +169,7 @@ def main() -> None:
     with log.status('measuring float32'):
         metrics = {'float32': evaluate(measure, cfg, args.test_images)}
     with log.status('measuring INT8'):
-        metrics['INT8'] = evaluate(predictions_of(quantized), cfg, args.test_images)
+        metrics['INT8'] = evaluate(OnnxPredictions(quantized), cfg, args.test_images)
 
     content = quantized.SerializeToString()
     write_atomically(content, args.output)

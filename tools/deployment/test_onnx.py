@@ -12,7 +12,7 @@ import torch
 from partialnet_mm.analysis.build import build_model
 from partialnet_mm.checkpoint.reader import read_checkpoint
 from partialnet_mm.converters.publish import strip_checkpoint
-from partialnet_mm.deploy.evaluation import evaluate, predictions_of
+from partialnet_mm.deploy.evaluation import OnnxPredictions, evaluate
 from partialnet_mm.engine.runners.command_line import add_config_arguments, check_data, load_config
 from partialnet_mm.engine.runners.config_file import ConfigError, config_errors
 from partialnet_mm.engine.runners.user_errors import ToolParser, command
@@ -41,7 +41,7 @@ def main() -> None:
         raise ConfigError(f'config {args.config!r} has no test_dataloader or no test_evaluator')
     if not args.skip_preflight:
         check_data(parser, cfg, ('test', ))
-    predict = predictions_of(args.model)
+    predict = OnnxPredictions(args.model)
     model = None
     with config_errors(args.config):
         if args.checkpoint:
