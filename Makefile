@@ -31,7 +31,7 @@ test-slow: env
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 faults: env
-	$(BIN)/python tests/drills/fault_drill.py
+	$(BIN)/python -m tests.drills.fault_drill
 
 soak: env
 	@[ -d data/shapes ] || $(BIN)/python tools/dataset_tools/make_shapes.py data/shapes

@@ -1,8 +1,13 @@
 # Copyright (c) PartialNet-MM contributors. Licensed under Apache-2.0.
 """The fault drill of ``make faults``: some trials of each fault here, all of them among the slow tests."""
+import re
+import subprocess
+import sys
+
 import pytest
 
 from tests.drills.fault_drill import FAULTS, LOSE_NOTHING, run_faults
+from tests.helpers.libraries import ROOT
 
 TWO_PROCESSES = ['one of two processes killed', 'torchrun killed', 'one told to leave in validation',
                  'Ctrl-C twice in a slow save']
@@ -14,6 +19,13 @@ def check(results):
         most_lost = 0 if name in LOSE_NOTHING else 1
         assert all(outcome.lost is not None and outcome.lost <= most_lost for outcome in outcomes), (name, outcomes)
         assert all(outcome.equal and not outcome.wrong for outcome in outcomes), (name, outcomes)
+
+
+def test_the_target_of_make_starts_it():
+    """Another distribution may have installed a package named tests."""
+    words = re.search(r'^faults:.*\n\t\$\(BIN\)/python (.*)$', (ROOT / 'Makefile').read_text(), re.M)[1].split()
+    done = subprocess.run([sys.executable, *words, '--help'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and 'Interrupts trainings' in done.stdout, done.stderr
 
 
 def test_some_of_each_fault():
