@@ -381,6 +381,8 @@ def interrupt_twice(work_dir: Path, draw: random.Random, reference: str, duratio
             os.killpg(shell, signal.SIGINT)
             time.sleep(1.5)
 
+    # Background jobs of a shell ignore SIGINT, and so would all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return of_two(work_dir, draw, interrupt, (75, ), '--save-time', '2')
 
 
