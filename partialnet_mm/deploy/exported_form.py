@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models._folding import conv_of
-from ..models.gates import MergedStatisticsGate
+from ..models.gates import MergedStatisticsGate, variance_divisor
 from ..models.merged_block import MergedBlock
 from ..models.patconv import MergedChannelAttention
 
@@ -102,8 +102,7 @@ class ExportedStatisticsGate(nn.Module):
         """Maps (B, C, H, W) to gates (B, C, 1, 1) in [0, 1]."""
         mean = x.mean((2, 3), keepdim=True)
         squares = (x - mean).square().sum((2, 3), keepdim=True)
-        count = x.shape[2] * x.shape[3]
-        deviation = (squares / (count - 1 + 1 // count)).sqrt()
+        deviation = (squares / variance_divisor(x.shape[2] * x.shape[3])).sqrt()
         return F.hardsigmoid(self.conv(torch.cat((mean, deviation), dim=3)))
 
 

@@ -45,6 +45,11 @@ def build_gate(gate: str | dict, channels: int, norm_cfg: dict = dict(type='BN')
     return build_with(gate, dict(channels=channels), dict(norm_cfg=norm_cfg))
 
 
+def variance_divisor(count: int) -> int:
+    """``count - 1``, and 1 for a single pixel; a trace would keep the result of max() as a constant."""
+    return count - 1 + 1 // count
+
+
 def mean_and_deviation(x: Tensor) -> Tensor:
     """Mean and unbiased standard deviation of each channel, by passes that are vectorized on a CPU.
 
@@ -59,9 +64,8 @@ def mean_and_deviation(x: Tensor) -> Tensor:
     pixels = x.permute(0, 2, 3, 1)
     # The difference is float32, too. The compiler of torch 2.1 does not follow torch.promote_types.
     mean = pixels.mean((1, 2), keepdim=True, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    count = x.shape[2] * x.shape[3]
-    # One for a single pixel; a trace would keep the result of max() as a constant.
-    variance = (pixels - mean).square().sum((1, 2), keepdim=True) / (count - 1 + 1 // count)
+    divisor = variance_divisor(x.shape[2] * x.shape[3])
+    variance = (pixels - mean).square().sum((1, 2), keepdim=True) / divisor
     # The root of 0 has no gradient.
     deviation = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
     return torch.cat((mean, deviation), dim=1).permute(0, 3, 2, 1)
@@ -83,7 +87,7 @@ class MeanAndDeviation(torch.autograd.Function):
         count = x.shape[2] * x.shape[3]
         (mean, std), (grad_mean, grad_std) = output.split(1, dim=3), grad.split(1, dim=3)
         least = 2 * torch.finfo(std.dtype).tiny**0.5
-        slope = torch.where(std > least, grad_std / std.clamp_min(least), 0) / max(count - 1, 1)
+        slope = torch.where(std > least, grad_std / std.clamp_min(least), 0) / variance_divisor(count)
         shift, mean, slope = (values.to(x.dtype) for values in (grad_mean / count, mean, slope))
         return torch.addcmul(shift, x - mean, slope)
 

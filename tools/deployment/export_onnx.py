@@ -182,10 +182,10 @@ def main() -> None:
         refuse_search(model)
         if args.backbone:
             find_backbone(model)
-        # A SyncBN is not merged before it has seen a batch, because a checkpoint must have its statistics.
-        meta = load(model, args.checkpoint) if args.checkpoint else {}
-        if not args.checkpoint:
-            model = revert_sync_batchnorm(model)
+        if args.checkpoint:
+            meta = load(model, args.checkpoint)
+        else:  # a SyncBN that has seen no batch is not merged
+            meta, model = {}, revert_sync_batchnorm(model)
         if args.deploy and any(hasattr(module, 'switch_to_deploy') for module in model.modules()):
             merge_model(model)
         if args.backbone:
